@@ -5,13 +5,14 @@ the restorer better."""
 
 # %% auto #0
 __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_step', 'cps_step', 'sde_step', 'noise_budget',
-           'GaussianFlow', 'flow_times', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of',
-           'severity_reward', 'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward',
-           'MetricGain', 'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'GRPO']
+           'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
+           'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
+           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'at_size', 'GRPO']
 
 # %% ../nbs/11_rl.ipynb #11-003
-import contextlib, copy, json, math, time
-from dataclasses import dataclass, field, asdict
+import json, math, time
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 
 from .core import seeded
 from .degrade import KINDS
+from .restorer import FlowPolicy, draw_noise
 
 # %% ../nbs/11_rl.ipynb #11-006
 class Ends(NamedTuple):
@@ -62,9 +64,8 @@ def _draw(mean, std, taken, generator) -> Step:
     if taken is None:
         if std == 0: taken = mean
         else:
-            device = generator.device if generator is not None else mean.device
-            noise = torch.randn(mean.shape, generator=generator, device=device).to(mean.device)
-            taken = mean + std * noise
+            if generator is None: raise ValueError('a step by chance needs generator=, such as rr.core.seeded(0)')
+            taken = mean + std * draw_noise(mean.shape, generator, mean.device)
     taken = taken.detach().float()
     return Step(taken, mean, std, gaussian_log_prob(taken, mean, std))
 
@@ -114,9 +115,9 @@ def sde_step(
 ) -> Step:
     "Euler-Maruyama step of the SDE with the flow's marginals (Flow-GRPO, arXiv 2505.05470, section 4)"
     if eta < 0: raise ValueError(f'eta is {eta}; the noise level of sde_step is 0 or more')
-    if eta and t == 1 and t_next == 0: raise ValueError('sde_step cannot go from t = 1 to 0 at once: take 2 or more steps')
+    if eta and t > 0.999 and t_next == 0: raise ValueError('sde_step cannot go from t = 1 to 0 at once: take 2 or more steps')
     x, v, h = x.float(), v.float(), t - t_next
-    at = t if t < 1 else t_next
+    at = t if t < 0.999 else t_next
     strength = eta * math.sqrt(at / (1 - at)) if eta else 0.
     noise = path_ends(x, v, t, anchor, noise_scale).noise
     mean = x - h * v - noise_scale * strength**2 * h / (2 * t) * noise
@@ -134,11 +135,11 @@ def noise_budget(
 ) -> float:  # standard deviation of the noise in the next point; a flow expects scale * t_next
     "Noise after one step from a point with the right noise, if the network is right about both ends."
     x, v = torch.full((1, 1), t * scale), torch.full((1, 1), scale)  # a clean value of 0, one unit of noise
-    taken = step(x, v, t, t_next, eta, noise_scale=scale)
+    taken = step(x, v, t, t_next, eta, noise_scale=scale, taken=x)
     return math.hypot(taken.mean.item(), taken.std)
 
 # %% ../nbs/11_rl.ipynb #11-025
-class GaussianFlow:
+class GaussianFlow(FlowPolicy):
     "The exact flow from `anchor + noise_scale * eps` to Gaussian data; a policy without a network."
     def __init__(self,
         mean=0.,  # of the clean values; may be a parameter to train
@@ -148,17 +149,18 @@ class GaussianFlow:
     ): self.mean, self.std, self._anchor, self.noise_scale = mean, std, anchor, noise_scale
 
     def condition(self, images, diagnoses=None): return images
-    def anchor(self, cond): return self._anchor
+    def encode(self, images): return images
     def decode(self, x): return x
+    def anchor(self, cond): return self._anchor
     def parameters(self): return [self.mean] if torch.is_tensor(self.mean) else []
 
     def start(self, images, seed=0):
         "`anchor + noise_scale * eps`, in the shape of `images`."
-        return self._anchor + self.noise_scale * torch.randn(images.shape, generator=seeded(seed))
+        return self._anchor + self.noise_scale * draw_noise(images.shape, seed)
 
     def velocity(self, x, t, cond=None):
         "E[start - clean | x_t = x]: both ends by linear regression on `x`."
-        t = t.reshape(-1, *[1] * (x.ndim - 1)) if torch.is_tensor(t) else t
+        t = t.view(-1, *[1] * (x.ndim - 1))
         noise = t * self.noise_scale
         surprise = x - (1 - t) * self.mean - t * self._anchor
         surprise = surprise / ((1 - t)**2 * self.std**2 + noise**2)
@@ -166,13 +168,6 @@ class GaussianFlow:
         return self._anchor + noise * self.noise_scale * surprise - clean
 
 # %% ../nbs/11_rl.ipynb #11-027
-def flow_times(
-    steps:int,  # number of steps
-) -> tuple[float, ...]:  # steps + 1 times
-    "Evenly spaced times from 1 (start) to 0 (clean image)."
-    if steps < 1: raise ValueError(f'got {steps} steps; expected 1 or more')
-    return tuple((1 - torch.arange(steps + 1, dtype=torch.float64) / steps).tolist())
-
 @dataclass
 class Rollout:
     "A batch of paths through the flow and the probability of each of their steps."
@@ -201,14 +196,14 @@ def sample_with_log_probs(
     policy,  # a `FlowPolicy`
     cond,  # what `policy.condition` returned
     x:torch.Tensor,  # the start, from `policy.start`, (B,...)
-    times=flow_times(4),  # from 1 to 0
+    times=4,  # number of steps of the policy's own schedule, or the times from 1 to 0 themselves
     eta:float=0.8,  # noise level; 0: the deterministic path
     step:str='cps',  # name in `STEPS`
     generator:torch.Generator=None,  # of the noise
 ) -> Rollout:
     "Walk from the start to the image by chance, and keep the odds of every step."
-    x = x.float()
-    path, taken = [x], []
+    x, path, taken = x.float(), [x.float()], []
+    times = policy.times(times, x).tolist() if isinstance(times, int) else list(times)
     for k in range(len(times) - 1):
         taken.append(_take_step(policy, cond, path[-1], times, k, step, eta, generator=generator))
         path.append(taken[-1].next)
@@ -256,9 +251,9 @@ def structure(
     a, b = ((luma * i).sum(1, keepdim=True) for i in (before.expand_as(after), after))
     factor = max(1, min(4, min(a.shape[-2:]) // 7))
     a, b = F.avg_pool2d(a, factor), F.avg_pool2d(b, factor)
-    c = 1e-4
-    corr = (moments(a, b) + c) / ((moments(a, a).clamp(min=0) * moments(b, b).clamp(min=0)).sqrt() + c)
-    return corr.flatten(1).mean(1).clamp(0, 1)
+    c = 1e-4  # the variance of a patch that counts as flat
+    variances = (moments(a, a).clamp(min=0) + c) * (moments(b, b).clamp(min=0) + c)
+    return ((moments(a, b) + c) / variances.sqrt()).flatten(1).mean(1).clamp(0, 1)
 
 # %% ../nbs/11_rl.ipynb #11-041
 @lru_cache
@@ -386,6 +381,15 @@ class GRPOConfig:
     seed: int = 0
 
 # %% ../nbs/11_rl.ipynb #11-058
+def at_size(
+    images:torch.Tensor,  # (B,3,h,w); an editing model works at a size of its own
+    size:tuple[int, int],  # (H, W) of the photo
+) -> torch.Tensor:  # (B,3,H,W) in [0,1]
+    "The images at the size of their photo."
+    if tuple(images.shape[-2:]) != tuple(size): images = F.interpolate(images, tuple(size), mode='bicubic', antialias=True)
+    return images.clamp(0, 1)
+
+# %% ../nbs/11_rl.ipynb #11-059
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     def __init__(self,
@@ -413,7 +417,7 @@ class GRPO:
         c, group = self.config, photo[None].expand(self.config.group, -1, -1, -1)
         with torch.no_grad(): cond = self.policy.condition(group, [diagnosis] * c.group)
         start = self.policy.start(group, seed)
-        return cond, sample_with_log_probs(self.policy, cond, start, flow_times(c.steps), c.eta, c.step, seeded(seed + 1))
+        return cond, sample_with_log_probs(self.policy, cond, start, c.steps, c.eta, c.step, seeded(seed + 1))
 
     def learn(self, cond, rollout, advantage, share) -> dict:
         "Add the gradient of one group's loss; `share` is its weight in the update."
@@ -450,7 +454,8 @@ class GRPO:
         groups, rewards = [], []
         for i, (photo, diagnosis) in enumerate(zip(photos, diagnoses, strict=True)):
             groups.append(self.sample(photo, diagnosis, self.config.seed + 1_000_003 * number + 1009 * i))
-            rewards.append(self.reward(photo, groups[-1][1].images.clamp(0, 1), None if clean is None else clean[i]))
+            after = at_size(groups[-1][1].images, photo.shape[-2:])
+            rewards.append(self.reward(photo, after, None if clean is None else clean[i]).to(photo.device))
         rewards = torch.stack(rewards)
         adv = advantages(rewards)
         record = dict(update=number, reward=rewards.mean().item(), best=rewards.max(1).values.mean().item(),
