@@ -1,0 +1,298 @@
+"The reasoner: the Qwen size on the stock classes built small and random, the nano size with its shipped weights."
+import re
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+
+import rr.reasoner
+from rr.core import bundled_photos, read_photo
+from rr.degrade import KINDS
+from rr.diagnosis import Diagnosis, parse_cot
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, Opening, Reasoner, ReasonerError, chat, digit_tokens,
+                         hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
+from tiny_qwen import CHAT_TEMPLATE, qwen_tokenizer, real_config, tiny_model, tiny_processor
+
+
+def noise(*size, seed=0): return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope='module')
+def tiny(): return Reasoner(tiny_model(), tiny_processor(), SHORT_PROMPT)
+
+
+@pytest.fixture
+def exact(monkeypatch):
+    "float32 throughout."
+    monkeypatch.setattr(rr.reasoner, 'autocast', lambda device: nullcontext())
+
+
+# Prompt
+
+def test_full_prompt_names_every_kind_parameter_and_choice():
+    from rr.degrade import DEGRADATIONS
+    for kind in KINDS:
+        line = re.search(rf'^   {kind}: (.*)$', FULL_PROMPT.question, re.M)[1]
+        for p in DEGRADATIONS[kind].parameters: assert all(word in line for word in (p.name, *p.choices))
+
+def test_prompt_example_is_a_lossless_diagnosis():
+    shown = FULL_PROMPT.question[FULL_PROMPT.question.rindex('1. Identify'):]
+    parsed = parse_cot(shown)
+    assert not parsed.repairs and parsed.diagnosis == EXAMPLE
+
+def test_chat_with_answer_continues_chat_without():
+    processor, views = tiny_processor(), [noise(64, 64)] * 3
+    ask = processor.apply_chat_template(chat(views), tokenize=False, add_generation_prompt=True)
+    full = processor.apply_chat_template(chat(views, EXAMPLE.to_cot()), tokenize=False)
+    assert full.startswith(ask) and full[len(ask):] == EXAMPLE.to_cot() + '<|im_end|>\n'
+    assert ask.count('<|image_pad|>') == 3
+
+
+# The graph of legal openings
+
+def paths(node, limit):
+    "Random complete walks through the graph."
+    g = torch.Generator().manual_seed(0)
+    for _ in range(limit):
+        walk, here = [], node
+        while here:
+            options = list(here)
+            walk.append(options[torch.randint(len(options), (), generator=g)])
+            here = here[walk[-1]]
+        yield walk
+
+def test_severity_graph_allows_exactly_the_legal_numbers():
+    def words(node): return [''] if not node else [str(d) + w for d in node for w in words(node[d])]
+    for present, legal in ((True, range(1, 101)), (False, [0])):
+        root = {}
+        hang_severity(root, list(range(10)), present)
+        assert sorted(words(root)) == [f'{v:03d}' for v in legal]
+
+def test_every_opening_parses_to_what_it_says_and_is_canonical():
+    tokenizer = qwen_tokenizer()
+    seen = set()
+    for walk in paths(Opening(tokenizer).root, 2000):
+        text = tokenizer.decode(walk)
+        assert tokenizer.encode(text) == walk
+        diagnosis = parse_cot(text).diagnosis
+        assert text == '\n'.join(diagnosis.to_cot().split('\n')[:2]) + '\n3'
+        seen.add(diagnosis.present)
+    assert len(seen) == 16
+
+def test_every_true_chain_of_thought_passes_the_guide(tiny):
+    for severities in ({}, {'fog': 100}, {'rain': 7, 'blur': 10}, dict.fromkeys(KINDS, 1)):
+        diagnosis = Diagnosis()
+        for kind, s in severities.items(): diagnosis = diagnosis.with_severity(kind, s)
+        node = tiny.opening.root
+        for token in tiny.tokenizer.encode(diagnosis.to_cot()):
+            if not node: break
+            node = node[token]
+        assert node == {}
+
+def test_vocabulary_without_digit_tokens_is_refused():
+    class Words:
+        def encode(self, text, **_): return [1, 2]
+    with pytest.raises(ReasonerError, match='digit'): digit_tokens(Words())
+
+
+# Severity as an expected value
+
+def test_tree_on_independent_digits_is_their_product():
+    p = torch.rand(3, 10, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    log_p = torch.empty(14, 10)
+    for node, digit in zip(range(14), [0, 1, 1] + [2] * 11): log_p[node] = p[digit].log()
+    want = torch.stack([p[0, s // 100] * p[1, s // 10 % 10] * p[2, s % 10] for s in range(101)])
+    assert torch.allclose(tree_distribution(log_p), want / want.sum(), atol=1e-6)
+
+def brute_force(reasoner, photo, before:Tensor) -> Tensor:  # (101,)
+    "Every string 000 to 100 scored by itself: no cache, no tree, no padding."
+    inputs = model_inputs(reasoner.processor, [reasoner.views(photo)], reasoner.prompt)
+    strings = torch.tensor([[reasoner.opening.digits[int(c)] for c in f'{s:03d}'] for s in range(101)])
+    total = []
+    for group in strings.split(26):
+        n = len(group)
+        tail = torch.cat([before.expand(n, -1), group], 1)
+        ids = torch.cat([inputs['input_ids'].expand(n, -1), tail], 1)
+        types = torch.cat([inputs['mm_token_type_ids'].expand(n, -1), torch.zeros_like(tail)], 1)
+        with torch.no_grad():
+            logits = reasoner.model(
+                input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, logits_to_keep=4,
+                pixel_values=inputs['pixel_values'].repeat(n, 1), image_grid_thw=inputs['image_grid_thw'].repeat(n, 1)).logits
+        total.append(logits[:, :3].log_softmax(-1).gather(2, group[..., None]).sum((1, 2)))
+    return torch.cat(total).softmax(0)
+
+def text_before(reasoner, reply, kind) -> Tensor:
+    "The tokens of a reply up to the first digit of a kind's severity."
+    text = reply.text[:re.search(rf'2\. Quantify:.*?{kind} ', reply.text)[0].__len__() + reply.text.index('2. Quantify')]
+    return torch.tensor(reasoner.tokenizer.encode(text))
+
+def test_tree_equals_brute_force_scoring_of_all_101_strings(tiny, exact):
+    photos = [noise(90, 130), noise(200, 100, seed=1) * .5]  # different sizes: the batch is padded
+    found = tiny.severity_distribution(photos)
+    assert found.shape == (2, len(KINDS), 101) and torch.allclose(found.sum(-1), torch.ones(2, len(KINDS)), atol=1e-5)
+    for i, (photo, reply) in enumerate(zip(photos, tiny.reply(photos, 8))):
+        for k, kind in enumerate(KINDS):
+            want = brute_force(tiny, photo, text_before(tiny, reply, kind))
+            assert (found[i, k] - want).abs().max() < 1e-4
+            assert want.max() > .02  # not flat: the comparison means something
+        assert torch.allclose(reply.distribution, found[i], atol=1e-5)
+
+def test_severity_is_the_same_every_time_and_in_any_batch(tiny, exact):
+    photos = [noise(90, 130), noise(64, 64, seed=1), noise(200, 100, seed=2)]
+    first = tiny.severity(photos)
+    assert first.shape == (3, len(KINDS)) and 0 <= first.min() and first.max() <= 100
+    assert torch.equal(first, tiny.severity(photos))
+    assert torch.allclose(torch.cat([tiny.severity(p) for p in photos]), first, atol=2e-3)
+    assert tiny.severity([]).shape == (0, len(KINDS))
+
+
+# Replies
+
+def test_random_weights_still_write_a_legal_opening(tiny):
+    for seed in range(3):
+        reply, = tiny.reply(noise(80, 80, seed=seed), 60)
+        assert re.match(r'1\. Identify: .*\.\n2\. Quantify: fog \d{3}, rain \d{3}, blur \d{3}, noise \d{3}\.\n', reply.text)
+        assert not reply.error and len(reply.tokens) == len(reply.probabilities) and ''.join(reply.tokens)[:9] == reply.text[:9]
+        assert all(0 <= p <= 1 for p in reply.probabilities) and reply.seconds > 0
+
+def test_free_reply_without_diagnosis_says_so_and_invents_nothing(tiny):
+    reply, = tiny.reply(noise(80, 80), 20, constrain=False)
+    assert reply.error and reply.diagnosis == Diagnosis() and reply.severity is None
+    with pytest.warns(UserWarning, match='no severity'):
+        free = Reasoner(tiny.model, tiny.processor, SHORT_PROMPT)
+        free.reply = lambda images, n: [reply]
+        assert free.diagnose(noise(80, 80)) == [Diagnosis()]
+
+def test_probabilities_are_the_models_own(tiny, exact):
+    "Against a full forward over prompt and reply."
+    photo = noise(80, 80)
+    reply, = tiny.reply(photo, 50)
+    inputs = model_inputs(tiny.processor, [tiny.views(photo)], tiny.prompt)
+    new = torch.tensor([tiny.tokenizer.encode(reply.text[:reply.text.index('\n3') + 2])])
+    ids = torch.cat([inputs['input_ids'], new], 1)
+    types = torch.cat([inputs['mm_token_type_ids'], torch.zeros_like(new)], 1)
+    with torch.no_grad():
+        logits = tiny.model(**dict(inputs) | dict(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types),
+                            logits_to_keep=new.shape[1] + 1).logits[0, :-1]
+    want = logits.softmax(-1).gather(1, new[0, :, None])[:, 0]
+    assert torch.allclose(torch.tensor(reply.probabilities[:len(want)]), want, rtol=1e-3, atol=1e-7)
+
+def test_model_in_training_mode_is_given_back_in_training_mode(tiny):
+    tiny.model.train()
+    tiny.severity(noise(64, 64))
+    assert tiny.model.training
+    tiny.model.eval()
+
+def test_view_is_what_the_processor_would_make_of_the_photo(tiny):
+    photo = noise(300, 210)
+    direct = tiny.processor.image_processor(photo, do_rescale=False, return_tensors='pt')
+    view = within_budget(photo, tiny.processor)
+    again = tiny.processor.image_processor(view, do_rescale=False, return_tensors='pt')
+    assert view.shape[1] % 32 == view.shape[2] % 32 == 0 and view[0].numel() <= 128 * 128
+    assert torch.equal(direct['image_grid_thw'], again['image_grid_thw'])
+    assert torch.allclose(direct['pixel_values'].clamp(-1, 1), again['pixel_values'], atol=1e-6)
+
+def test_photo_that_the_processor_refuses(tiny):
+    with pytest.raises(ReasonerError, match='8000x16 pixels'): tiny.reply(noise(16, 8000))
+
+
+# Loading
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory, tiny):
+    path = tmp_path_factory.mktemp('reasoner')
+    tiny.model.save_pretrained(path)
+    tiny.processor.save_pretrained(path)
+    return path
+
+def test_saved_and_loaded_again_it_answers_the_same(tiny, folder, exact):
+    loaded = Reasoner.from_pretrained(folder, device='cpu', dtype=torch.float32)
+    assert loaded.prompt == FULL_PROMPT
+    loaded.prompt = SHORT_PROMPT
+    photo = noise(90, 70)
+    assert torch.allclose(loaded.severity(photo), tiny.severity(photo), atol=1e-3)
+    assert isinstance(loaded.diagnose(photo, 50)[0], Diagnosis)
+
+def test_bfloat16_and_pixel_budget(folder):
+    loaded = Reasoner.from_pretrained(str(folder), device='cpu', min_pixels=32 * 32, max_pixels=64 * 64)
+    assert loaded.model.dtype == torch.bfloat16 and loaded.views(noise(500, 500))[0].shape == (3, 64, 64)
+    assert loaded.severity(noise(500, 500)).isfinite().all()
+
+def one_line(error): return '\n' not in str(error.value) and str(error.value)
+
+def test_what_is_missing_is_said_in_one_line(tmp_path, folder, monkeypatch):
+    with pytest.raises(ReasonerError, match='no such folder') as e: Reasoner.from_pretrained(tmp_path / 'nowhere')
+    assert one_line(e)
+    with pytest.raises(ReasonerError, match=r'weights .*tokenizer.json.* missing') as e:
+        (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
+        Reasoner.from_pretrained(tmp_path)
+    assert one_line(e)
+    with pytest.raises(ReasonerError, match='bert model; expected qwen3_vl'):
+        for f in folder.iterdir(): (tmp_path / f.name).write_bytes(f.read_bytes())
+        (tmp_path / 'config.json').write_text('{"model_type": "bert"}')
+        Reasoner.from_pretrained(tmp_path)
+    with pytest.raises(ReasonerError, match="quantize is '3bit'"): Reasoner.from_pretrained(folder, quantize='3bit')
+    with pytest.raises(ReasonerError, match='pip install bitsandbytes') as e:
+        monkeypatch.setattr(rr.reasoner, 'find_spec', lambda name: None)
+        Reasoner.from_pretrained(folder, quantize='4bit')
+    assert one_line(e)
+
+def test_damaged_weights_are_refused(tmp_path, folder):
+    for f in folder.iterdir(): (tmp_path / f.name).write_bytes(f.read_bytes())
+    weights = tmp_path / 'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:10_000])
+    with pytest.raises(ReasonerError, match='weights cannot be read') as e: Reasoner.from_pretrained(tmp_path, device='cpu')
+    assert one_line(e)
+
+def test_missing_weight_is_not_replaced_by_random_numbers(tmp_path, folder):
+    from safetensors.torch import load_file, save_file
+    for f in folder.iterdir(): (tmp_path / f.name).write_bytes(f.read_bytes())
+    weights = load_file(folder / 'model.safetensors')
+    weights.pop(next(n for n in weights if 'layers.1' in n and 'q_proj' in n))
+    save_file(weights, tmp_path / 'model.safetensors', metadata={'format': 'pt'})
+    with pytest.raises(ReasonerError, match='1 weights missing.*q_proj'): Reasoner.from_pretrained(tmp_path, device='cpu')
+
+def test_hub_model_without_network(monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')  # nobody listens there
+    with pytest.raises(ReasonerError, match='hf download nobody/Qwen3-VL-Nothing') as e:
+        Reasoner.from_pretrained('nobody/Qwen3-VL-Nothing')
+    assert one_line(e)
+
+@pytest.mark.parametrize('size,billions', [('2B', 2.13), ('4B', 4.44), ('8B', 8.77)])
+def test_memory_of_the_real_shapes(size, billions):
+    "Parameter counts as published on the model cards; the cache of 4096 tokens on top."
+    config = real_config(size)
+    t = config.text_config
+    cache = 4096 * 2 * t.num_hidden_layers * 8 * 128
+    assert (memory_needed(config, torch.float32) / 4 - cache) / 1e9 == pytest.approx(billions, abs=.01)
+    assert memory_needed(config) == memory_needed(config, torch.float32) / 2
+    assert .3 < memory_needed(config, quantize='4bit') / memory_needed(config) < .55
+
+def test_model_larger_than_memory_is_refused_before_its_weights_are_read(tmp_path, folder, monkeypatch):
+    for f in folder.iterdir(): (tmp_path / f.name).write_bytes(b'' if f.suffix == '.safetensors' else f.read_bytes())
+    real_config('4B').save_pretrained(tmp_path)
+    monkeypatch.setattr(rr.reasoner, 'free_memory', lambda device: 2**33)
+    with pytest.raises(ReasonerError, match=r"needs 8\.\d GiB as bfloat16, 8.0 GiB are free on cpu: use quantize='4bit'") as e:
+        Reasoner.from_pretrained(tmp_path, device='cpu')
+    assert one_line(e)
+
+
+# Nano
+
+@pytest.fixture(scope='module')
+def nano(): return Reasoner.from_pretrained('nano', device='cpu')
+
+def test_nano_reads_every_bundled_photo(nano):
+    photos = [read_photo(p).image for p in bundled_photos().values()]
+    replies = nano.reply(photos)
+    for reply in replies:
+        assert not reply.error and reply.distribution.shape == (len(KINDS), 101)
+        assert torch.allclose(reply.distribution.sum(-1), torch.ones(len(KINDS)), atol=1e-4)
+    assert torch.allclose(torch.stack([r.severity for r in replies]), nano.severity(photos), atol=.5)
+
+def test_nano_openings_are_canonical(nano):
+    for walk in paths(nano.opening.root, 50): assert nano.tokenizer.encode(nano.tokenizer.decode(walk)) == walk
+
+def test_nano_takes_no_qwen_options():
+    with pytest.raises(ReasonerError, match='Qwen size'): Reasoner.from_pretrained('nano', quantize='4bit')
