@@ -57,7 +57,7 @@ def _from_array(
         raise ValueError(f'got an array of shape {array.shape}; expected (H,W), (H,W,1) or (H,W,3)')
     white = {'uint8': 255, 'uint16': 65535}.get(array.dtype.name, 1)
     if white == 1 and array.dtype.kind not in 'fb':
-        raise ValueError(f'got {array.dtype} values, whose white is unknown; expected uint8, uint16 or float in [0,1]')
+        raise ValueError(f'got {array.dtype} values, of unknown white; expected uint8, uint16 or float in [0,1]')
     image = torch.from_numpy(array.astype(np.float32) / np.float32(white)).permute(2, 0, 1)
     return _in_range(image.expand(3, -1, -1).contiguous())
 
@@ -110,7 +110,8 @@ def asset(name:str) -> Path:
 
 def bundled_photos() -> dict[str, Path]:
     "The clean photos that come with the package, by name."
-    return {p.stem: p for p in sorted(asset('photos').glob('*')) if p.suffix in PHOTO_SUFFIXES and p.stem != 'damaged'}
+    clean = (p for p in sorted(asset('photos').glob('*.jpg')) if p != damaged_photo())
+    return {p.stem: p for p in clean}
 
 def damaged_photo() -> Path:
     "The damaged photo that comes with the package: what the first command of the README restores."
@@ -129,7 +130,8 @@ def show_images(
     if not images: raise ValueError('got no images to show')
     ncols = ncols or min(len(images), 6)
     rows = math.ceil(len(images) / ncols)
-    fig, axes = plt.subplots(rows, ncols, figsize=(size * ncols, size * rows), dpi=80, squeeze=False, layout='constrained')
+    figsize = size * ncols, size * rows
+    fig, axes = plt.subplots(rows, ncols, figsize=figsize, dpi=80, squeeze=False, layout='constrained')
     for ax in axes.flat: ax.set_axis_off()
     for ax, image in zip(axes.flat, images): ax.imshow(image.permute(1, 2, 0).numpy())
     for ax, title in zip(axes.flat, titles): ax.set_title(title, fontsize=9)
@@ -184,8 +186,8 @@ def _is_deep_colour(pil:Image.Image) -> bool:
 
 def _refusal(path, reason) -> PhotoError:
     "The error that says in one line that `path` cannot be used, and why."
-    line = ' '.join(str(reason).split()) or type(reason).__name__
-    return PhotoError(''.join(c if c.isprintable() else '?' for c in f'{path}: {line}'))
+    line = f'{path}: {" ".join(str(reason).split())}'
+    return PhotoError(''.join(c if c.isprintable() else '?' for c in line))
 
 # %% ../nbs/00_core.ipynb #00-032
 def photo_from_pil(
@@ -195,7 +197,7 @@ def photo_from_pil(
     "`pil` as a viewer shows it: upright, in sRGB, its transparency apart."
     notes = ['16-bit colour read at 8 bits a channel'] if _is_deep_colour(pil) else []
     pil = _upright(pil, notes)
-    if pil.mode in ('I', 'F') or pil.mode.startswith('I;'): return Photo(_deep_grey(pil, name), None, name, tuple(notes))
+    if pil.mode[0] in 'IF': return Photo(_deep_grey(pil, name), None, name, tuple(notes))
     alpha = None
     if pil.has_transparency_data:
         icc, pil = pil.info.get('icc_profile'), pil.convert('RGBA')
@@ -208,10 +210,12 @@ def photo_from_pil(
 def _check_header(pil:Image.Image, path, max_pixels:int):
     "Refuse what is no single photo of a sane size."
     w, h = pil.size
-    if w * h > max_pixels: raise _refusal(path, f'{w}x{h} pixels, more than the limit of {max_pixels / 1e6:g} megapixels')
+    if w * h > max_pixels: raise _refusal(path, f'{w}x{h} pixels, {_too_many(max_pixels)}')
     if min(w, h) < MIN_SIDE: raise _refusal(path, f'{w}x{h} pixels, less than {MIN_SIDE} pixels a side')
     frames = 1 if pil.format == 'MPO' else getattr(pil, 'n_frames', 1)
     if frames > 1: raise _refusal(path, f'{frames} frames or pages; expected one photo: save a single frame first')
+
+def _too_many(max_pixels:int) -> str: return f'more than the limit of {max_pixels / 1e6:g} megapixels'
 
 def _check_file(path:Path):
     "Refuse what is not a file with something in it."
@@ -234,12 +238,10 @@ def read_photo(
             return photo_from_pil(pil, path.name)
     except PhotoError: raise
     except Image.UnidentifiedImageError: raise _refusal(path, 'not an image in a known format') from None
-    except Image.DecompressionBombError: raise _refusal(path, f'more pixels than the limit of {max_pixels / 1e6:g} megapixels') from None
+    except Image.DecompressionBombError: raise _refusal(path, _too_many(max_pixels)) from None
     except MemoryError: raise _refusal(path, 'not enough memory to decode it') from None
     except PermissionError: raise _refusal(path, 'no permission to read it') from None
-    except Exception as error: raise _refusal(path, f'damaged or cut off ({_one_line(error)})') from error
-
-def _one_line(error:Exception) -> str: return ' '.join(str(error).split()) or type(error).__name__
+    except Exception as error: raise _refusal(path, f'damaged or cut off ({error or type(error).__name__})') from error
 
 # %% ../nbs/00_core.ipynb #00-054
 @contextmanager
@@ -268,8 +270,10 @@ def _take_name(temporary:Path, path:Path, overwrite:bool):
         os.replace(temporary, path)
 
 # %% ../nbs/00_core.ipynb #00-057
-_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF', '.bmp': 'BMP'}
-_OPTIONS = {'JPEG': dict(quality=95, subsampling=0), 'WEBP': dict(lossless=True, exact=True), 'TIFF': dict(compression='tiff_deflate')}
+_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF',
+            '.bmp': 'BMP'}
+_OPTIONS = {'JPEG': dict(quality=95, subsampling=0), 'WEBP': dict(lossless=True, exact=True),
+            'TIFF': dict(compression='tiff_deflate')}
 
 def write_photo(
     path,  # its suffix picks the format
@@ -286,7 +290,8 @@ def write_photo(
         with atomic_path(path, overwrite) as temporary:
             to_pil(image, alpha).save(temporary, form, **_OPTIONS.get(form, {}))
     except FileExistsError: raise _refusal(path, 'exists already, not overwritten') from None
-    except OSError as error: raise _refusal(path, f'cannot be written: {error.strerror or _one_line(error)}') from error
+    except (OSError, ValueError) as error:
+        raise _refusal(path, f'cannot be written: {getattr(error, "strerror", None) or error}') from error
     return path
 
 # %% ../nbs/00_core.ipynb #00-067
@@ -295,7 +300,7 @@ def psnr(
     b:torch.Tensor,  # the same shape
 ) -> torch.Tensor:  # (...), decibels; inf where equal
     "Peak signal-to-noise ratio: RGB, data range 1, no crop, one value an image."
-    if a.shape != b.shape: raise ValueError(f'got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two of the same')
+    if a.shape != b.shape: raise ValueError(f'got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same')
     return (-10 * (a.double() - b.double()).square().mean((-3, -2, -1)).log10()).float()
 
 # %% ../nbs/00_core.ipynb #00-069

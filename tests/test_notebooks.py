@@ -1,0 +1,95 @@
+"The notebooks run, are clean, and are what the package and the README are made from."
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+
+import pytest
+
+from conftest import ROOT, python, tracked_files
+
+NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+SKIPPED_FLAGS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['nbdev']['tst_flags'].split()
+RUN = '''
+import sys
+from nbdev.test import test_nb
+notebook, root, *flags = sys.argv[1:]
+passed, seconds = test_nb(notebook, skip_flags=flags, basepath=root)
+print(f'{seconds:.0f} s')
+sys.exit(not passed)
+'''
+
+
+@pytest.fixture
+def copied(tmp_path):
+    "A copy of the notebooks and of what nbdev needs beside them."
+    shutil.copytree(ROOT / 'nbs', tmp_path / 'nbs', ignore=shutil.ignore_patterns('.*'))
+    shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+    (tmp_path / 'rr').mkdir()
+    shutil.copy(ROOT / 'rr/__init__.py', tmp_path / 'rr')
+    return tmp_path
+
+
+def test_notebooks_are_numbered_without_gaps():
+    numbers = [int(p.name[:2]) for p in NOTEBOOKS if p.name[:2].isdigit()]
+    assert len(numbers) > 5 and len(numbers) == len(set(numbers)) and numbers[0] == 0
+
+
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs_offline_on_the_cpu(notebook):
+    done = python('-c', RUN, notebook, ROOT, *SKIPPED_FLAGS, cwd=ROOT, HF_HUB_OFFLINE='1', CUDA_VISIBLE_DEVICES='')
+    assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-1000:]
+
+
+def test_package_is_what_the_notebooks_export(copied):
+    exported = python('-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()', cwd=copied)
+    assert exported.returncode == 0, exported.stderr
+    made = {p.name: p.read_text() for p in (copied / 'rr').glob('*.py')}
+    here = {p.name: p.read_text() for p in (ROOT / 'rr').glob('*.py')}
+    assert made.keys() == here.keys()
+    assert [n for n in made if made[n] != here[n]] == [], 'run nbdev-export'
+
+
+def test_notebooks_are_clean(copied):
+    cleaned = python('-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()', cwd=copied)
+    assert cleaned.returncode == 0, cleaned.stderr
+    dirty = [p.name for p in NOTEBOOKS if (copied / 'nbs' / p.name).read_bytes() != p.read_bytes()]
+    assert dirty == [], 'run nbdev-clean'
+
+
+def test_notebooks_hold_real_output_and_no_error():
+    import nbformat
+    for path in NOTEBOOKS:
+        cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
+        outputs = [o for c in cells for o in c.outputs]
+        assert not [o for o in outputs if o.output_type == 'error'], path.name
+        assert any('image/png' in o.get('data', {}) or 'text/html' in o.get('data', {}) for o in outputs), path.name
+
+
+def test_readme_is_the_index_notebook():
+    done = subprocess.run([sys.executable, ROOT / 'docs/make_readme.py', '--check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_there_is_one_version():
+    import rr
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / 'settings.ini')
+    versions = {settings['DEFAULT']['version'], rr.__version__, metadata.version('reason-restore')}
+    assert len(versions) == 1, versions
+
+
+def test_no_machine_path_and_no_registry_host():
+    "Paths of the machine that a file was made on, and hosts to install from, have no place in the project."
+    parts = [r'/wor' + r'k/', r'/roo' + r't/', r'/hom' + r'e/\w', r'/far' + r'm/', 'ipykernel' + r'_\d', r'pypi\.' + 'org',
+             'python' + 'hosted', 'npmjs' + r'\.', 'extra-' + 'index', 'find-' + 'links', r'debian\.' + 'org']
+    forbidden = re.compile('|'.join(parts))
+    found = []
+    for path in tracked_files():
+        try: text = path.read_text(encoding='utf-8')
+        except UnicodeDecodeError: continue
+        found += [f'{path.relative_to(ROOT)}: {m.group()}' for m in forbidden.finditer(text)]
+    assert found == []
