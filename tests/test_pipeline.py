@@ -1,0 +1,169 @@
+"The whole loop: stock Qwen classes built small and random, the nano weights, files in and out, errors in one line."
+import json, re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rr.core import Photo, PhotoError, read_photo, seeded, to_pil
+from rr.degrade import KINDS, degrade
+from rr.diagnosis import Diagnosis, Finding
+from rr.pipeline import ReasonRestore, Restoration, as_photo
+from rr.reasoner import Reasoner, ReasonerError
+from rr.restorer import NanoRestorer, QwenRestorer, RestorerError, tiny_qwen_pipeline
+from rr.nano import NanoRestorerNet
+from tiny_qwen import tiny_model, tiny_processor
+
+FOG = Diagnosis({'fog': Finding(60, {'extinction': 1.5, 'airlight': 0.9, 'warmth': 0.})})
+
+
+def picture(height=48, width=64, seed=0):
+    image = torch.rand(1, 3, 8, 8, generator=seeded(seed))
+    return torch.nn.functional.interpolate(image, (height, width), mode='bicubic').clamp(0, 1)[0]
+
+
+@pytest.fixture(scope='module')
+def qwen():
+    "Both Qwen parts, small and random, behind the same pipeline."
+    restorer = QwenRestorer(tiny_qwen_pipeline(), pixels=64 * 64)
+    restorer.default_steps = 2
+    return ReasonRestore(Reasoner(tiny_model(), tiny_processor()), restorer, max_new_tokens=8)
+
+
+@pytest.fixture(scope='module')
+def mixed(qwen):
+    "A Qwen reasoner with an untrained nano restorer, which changes nothing: it returns the photo as it is."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ReasonRestore(qwen.reasoner, NanoRestorer(NanoRestorerNet(), device='cpu'), max_new_tokens=8)
+
+
+# Stock Qwen classes
+
+def test_qwen_end_to_end(qwen):
+    result = qwen(picture(), edit=FOG)
+    assert isinstance(result, Restoration) and not result.untouched and result.edited
+    assert result.restored.image.shape == (3, 48, 64) and 0 <= result.restored.image.min() <= result.restored.image.max() <= 1
+    assert result.severity_before.shape == result.severity_after.shape == (len(KINDS),)
+    assert (result.severity_before >= 0).all() and (result.severity_before <= 100).all()
+    assert result.before == FOG and result.steps == 2 and result.reply.text.startswith('1. Identify: ')
+    assert set(result.seconds) == {'diagnose', 'restore', 'diagnose again'} and min(result.seconds.values()) > 0
+
+
+def test_diagnosis_of_the_reasoner_reaches_the_restorer(qwen):
+    "A random reasoner still writes a legal opening; what it wrote is what the restorer is told."
+    result = qwen(picture())
+    assert result.before == result.reply.diagnosis and not result.edited
+
+
+def test_same_seed_same_photo(qwen):
+    first, again, other = (qwen(picture(), seed=s, edit=FOG).restored.image for s in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_edit_by_a_function(mixed):
+    result = mixed(picture(), edit=lambda d: Diagnosis().with_severity('noise', 33))
+    assert result.before.severities() == {'fog': 0, 'rain': 0, 'blur': 0, 'noise': 33} and result.edited
+
+
+# What comes back
+
+def test_clean_photo_is_untouched(mixed):
+    image = picture()
+    result = mixed(image, edit=Diagnosis())
+    assert result.untouched and torch.equal(result.restored.image, image) and result.reward == 0
+    assert result.after.is_clean and 'left as it is' in result.summary()
+    assert torch.equal(result.severity_before, result.severity_after)
+
+
+def test_reward_is_the_guarded_drop(qwen):
+    from rr.rl import severity_reward, structure
+    r = qwen(picture(), edit=FOG)
+    guard = structure(r.photo.image[None], r.restored.image[None])
+    assert r.reward == pytest.approx(severity_reward(r.severity_before[None], r.severity_after[None], guard)[0].item())
+
+
+def test_alpha_is_kept(mixed, tmp_path):
+    alpha = torch.zeros(1, 48, 64)
+    alpha[:, 10:20] = 1
+    path = tmp_path / 'cut out.png'
+    to_pil(picture(), alpha).save(path)
+    result = mixed(path, edit=FOG)
+    saved = result.save(tmp_path / 'out')
+    assert Image.open(saved.restored).mode == 'RGBA'
+    assert torch.equal(read_photo(saved.restored).alpha, alpha)
+
+
+@pytest.mark.parametrize('kind', ['path', 'str', 'pil', 'array', 'tensor', 'photo'])
+def test_any_kind_of_photo(mixed, tmp_path, kind):
+    pil = to_pil(picture())
+    path = tmp_path / 'photo.png'
+    pil.save(path)
+    given = dict(path=path, str=str(path), pil=pil, array=np.asarray(pil), tensor=as_photo(pil).image, photo=as_photo(pil))
+    result = mixed(given[kind], edit=FOG)
+    assert torch.equal(result.photo.image, as_photo(pil).image) and result.restored.image.shape == (3, 48, 64)
+
+
+def test_lists_and_batches_give_lists(mixed):
+    assert [r.restored.image.shape[1:] for r in mixed([picture(), picture(32, 40)], edit=FOG)] == [(48, 64), (32, 40)]
+    assert len(mixed(torch.stack([picture(), picture(seed=1)]), edit=FOG)) == 2
+
+
+# Files and records
+
+def test_save_writes_both_or_refuses(mixed, tmp_path):
+    Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / 'a.png')
+    result = mixed(tmp_path / 'a.png', edit=FOG)
+    saved = result.save(tmp_path)
+    assert [p.name for p in saved] == ['a-restored.png', 'a-restored.html']
+    page = saved.trace.read_text()
+    assert 'data:image/' in page and not re.search(r'(src|href)=["\']https?:', page)
+    saved.restored.unlink()
+    with pytest.raises(PhotoError, match='a-restored.html: exists already'): result.save(tmp_path)
+    assert not saved.restored.exists()
+    result.save(tmp_path, overwrite=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a-restored.html', 'a-restored.png', 'a.png']
+
+
+def test_record_for_json(mixed, tmp_path):
+    result = mixed(picture(), edit=FOG)
+    record = json.loads(json.dumps(result.to_dict(result.save(tmp_path, 'x'))))
+    assert set(record) == {'input', 'restored', 'trace', 'before', 'after', 'seconds', 'reward'}
+    assert record['before'] == {'fog': 60, 'rain': 0, 'blur': 0, 'noise': 0} and set(record['after']) == set(KINDS)
+    assert record['restored'].endswith('x.png') and record['trace'].endswith('x.html')
+    assert result.to_dict()['restored'] is None
+
+
+def test_it_shows_itself_and_escapes_what_the_model_wrote(mixed):
+    result = mixed(picture(), edit=FOG)
+    result.reply.text = '<script>alert(1)</script>' + result.reply.text
+    for html in (result._repr_html_(), result.trace_html()):
+        assert '<script>alert(1)' not in html and 'data:image/' in html
+
+
+# Errors
+
+def test_unreadable_reply_is_an_error_and_not_a_clean_photo(mixed, monkeypatch):
+    reply = mixed.reasoner.reply([picture()], 8)[0]
+    reply.error, reply.diagnosis = 'no JSON and no stages', Diagnosis()
+    monkeypatch.setattr(mixed.reasoner, 'reply', lambda *a: [reply])
+    with pytest.raises(ReasonerError, match='no diagnosis in what the reasoner wrote'): mixed(picture())
+
+
+def test_missing_parts_say_so_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    with pytest.raises(ReasonerError) as error: ReasonRestore.from_pretrained(reasoner='Qwen/Qwen3-VL-4B-Instruct')
+    assert 'Qwen/Qwen3-VL-4B-Instruct' in str(error.value) and '\n' not in str(error.value)
+    with pytest.raises(ReasonerError) as error: ReasonRestore.from_pretrained(reasoner=str(tmp_path / 'none'))
+    assert 'no such folder' in str(error.value)
+
+
+def test_options_without_a_qwen_part_are_refused():
+    with pytest.raises(ValueError, match='quantize'): ReasonRestore.from_pretrained(quantize='4bit')
+
+
+def test_bad_photos_pass_the_reason_on(mixed, tmp_path):
+    (tmp_path / 'empty.jpg').touch()
+    with pytest.raises(PhotoError, match='empty.jpg'): mixed(tmp_path / 'empty.jpg')
+    with pytest.raises(ValueError, match='expected'): mixed(torch.zeros(2, 48, 64))
