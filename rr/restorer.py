@@ -7,8 +7,8 @@ __all__ = ['logger', 'INSTRUCTION', 'OFFLOADS', 'PARTS', 'SPECIAL_TOKENS', 'LORA
            'draw_noise', 'euler', 'pad_to_multiple', 'NanoCondition', 'NanoFlowPolicy', 'tile_spans', 'tile_weights',
            'blend_tiles', 'check_pairs', 'Restorer', 'NanoRestorer', 'restoration_prompt', 'fit_prompt', 'working_size',
            'QwenCondition', 'QwenFlowPolicy', 'PartMemory', 'part_memory', 'MemoryPlan', 'free_memory', 'memory_plan',
-           'one_line_errors', 'find_configs', 'missing_weights', 'meta_parts', 'pipeline_class', 'load_pipeline',
-           'byte_processor', 'tiny_text_encoder', 'tiny_qwen_pipeline', 'QwenRestorer']
+           'one_line_errors', 'find_configs', 'missing_weights', 'meta_parts', 'full_size_parts', 'pipeline_class',
+           'load_pipeline', 'byte_processor', 'tiny_text_encoder', 'tiny_qwen_pipeline', 'QwenRestorer']
 
 # %% ../nbs/09_restorer.ipynb #09-002
 import json, logging, math, re, shutil
@@ -161,11 +161,11 @@ def tile_spans(
     tile:int,  # most pixels a tile, a multiple of 16
     overlap:int,  # least pixels that neighbours share
 ) -> list[tuple[int, int]]:  # (start, stop) of each tile, starts on the grid of 16
-    "Evenly spread tiles that cover `length`."
+    "The fewest equal tiles that cover `length`, evenly spread."
     if length <= tile: return [(0, length)]
     n = 1 + math.ceil((length - tile) / (tile - overlap - 16))
-    starts = [(length - tile) * k // (n - 1) // 16 * 16 for k in range(n)]
-    return [(s, s + tile) for s in starts[:-1]] + [(length - tile, length)]
+    tile = math.ceil((length + (n - 1) * (overlap + 16)) / n / 16) * 16
+    return [(s, s + tile) for s in ((length - tile) * k // (n - 1) // 16 * 16 for k in range(n))]
 
 def tile_weights(
     spans:list,  # from `tile_spans`
@@ -381,7 +381,7 @@ class QwenFlowPolicy(FlowPolicy):
     def __init__(self,
         pipeline,  # QwenImageEditPlusPipeline or QwenImageEditPipeline
         pixels:int=1024 * 1024,  # area to work at
-        negative_prompt:str|None=None,  # None: no classifier-free guidance
+        negative_prompt:str|None=' ',  # None: no classifier-free guidance, half the time
         true_cfg_scale:float=4.,  # strength of the guidance; 1: none
         max_sequence_length:int=1024,  # most tokens of a prompt
     ):
@@ -439,6 +439,7 @@ class QwenFlowPolicy(FlowPolicy):
 
     def times(self, steps, x):
         "The schedule of the model's own scheduler, shifted by the number of tokens as its pipeline does."
+        if steps == 1: return torch.tensor([1., 0.])  # the scheduler divides 0 by 0 here
         import numpy as np
         from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_shift
         limits = {'base_seq_len': ('base_image_seq_len', 256), 'max_seq_len': ('max_image_seq_len', 4096),
@@ -596,6 +597,17 @@ def meta_parts(
         return {'transformer': build(QwenImageTransformer2DModel, 'transformer'), 'vae': build(AutoencoderKLQwenImage, 'vae'),
                 'text_encoder': Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_pretrained(Path(folder) / 'text_encoder'))}
 
+def full_size_parts() -> dict:  # part -> module without memory
+    "The networks of Qwen-Image-Edit in their published shape, on the `meta` device; needs no file of theirs."
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+    text = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+                num_key_value_heads=4, vocab_size=152064)
+    vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584)
+    with torch.device('meta'):
+        return {'transformer': QwenImageTransformer2DModel(), 'vae': AutoencoderKLQwenImage(),
+                'text_encoder': Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))}
+
 # %% ../nbs/09_restorer.ipynb #09-017
 def pipeline_class(folder:Path):
     "The pipeline class that model_index.json names."
@@ -614,7 +626,7 @@ def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
             'load_in_4bit': True, 'bnb_4bit_quant_type': 'nf4', 'bnb_4bit_compute_dtype': dtype}
         options['quantization_config'] = PipelineQuantizationConfig(
             quant_backend=f'bitsandbytes_{quantize}', quant_kwargs=kwargs, components_to_quantize=['transformer', 'text_encoder'])
-    pipeline = cls.from_pretrained(name, torch_dtype=dtype, **options)
+    pipeline = cls.from_pretrained(name, dtype=dtype, **options)
     pipeline.set_progress_bar_config(disable=True)
     if offload == 'none': return pipeline.to(device)
     if offload == 'model': pipeline.enable_model_cpu_offload(device=device)
