@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'ReasonerError', 'Prompt',
-           'parameter_text', 'full_question', 'chat', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening',
-           'Guide', 'tree_tokens', 'tree_ancestors', 'tree_distribution', 'severity_distribution', 'Reply', 'expected',
-           'read_reply', 'within_budget', 'as_photos', 'model_inputs', 'evaluating', 'end_tokens', 'decode', 'run',
+           'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos', 'model_inputs', 'evaluating',
+           'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening', 'Guide', 'tree_tokens',
+           'tree_ancestors', 'tree_distribution', 'expected', 'severity_distribution', 'run', 'Reply', 'read_reply',
            'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization', 'one_line', 'check_folder',
-           'hub_reachable', 'fetch', 'load_qwen', 'is_nano', 'load_nano', 'load_reasoner', 'Reasoner']
+           'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'load_nano', 'load_reasoner', 'Reasoner']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
-import time, warnings
+import json, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -33,14 +33,14 @@ from .nano import load_nano_reasoner, nano_views
 class ReasonerError(RuntimeError):
     "The reasoner cannot be loaded or used; the message is one line that says what is missing."
 
-# %% ../nbs/07_reasoner.ipynb #07-005
+# %% ../nbs/07_reasoner.ipynb #07-012
 @dataclass(frozen=True)
 class Prompt:
     "What the reasoner is told, besides the photo."
     system: str  # who is asked; '' for none
     question: str  # what is asked, after the photo
 
-# %% ../nbs/07_reasoner.ipynb #07-007
+# %% ../nbs/07_reasoner.ipynb #07-014
 SYSTEM = ('You are an expert in image restoration. You look at a photo and write down which degradations damage it, '
           'how badly, with which physical parameters, and what the photo shows.')
 SCALE = '0 absent, 20 barely visible, 40 mild, 60 clearly visible, 80 strong, 100 hardly anything of the scene is left'
@@ -49,7 +49,7 @@ EXAMPLE = Diagnosis(
      'noise': Finding(63, {'type': 'gaussian', 'sigma': 23.})},
     Scene('outdoor', 'daylight', 'modern facade', ('facade', 'panels'), 'regular pattern of overlapping panels'))
 
-# %% ../nbs/07_reasoner.ipynb #07-008
+# %% ../nbs/07_reasoner.ipynb #07-015
 def parameter_text(parameter:Parameter) -> str:
     "A parameter as the prompt explains it: name, then its words, or its range and unit."
     if parameter.choices: return f'{parameter.name} ({" | ".join(parameter.choices)})'
@@ -72,7 +72,7 @@ Write nothing else, and write it in exactly this form:
 FULL_PROMPT = Prompt(SYSTEM, full_question())
 SHORT_PROMPT = Prompt('', 'Diagnose.')
 
-# %% ../nbs/07_reasoner.ipynb #07-011
+# %% ../nbs/07_reasoner.ipynb #07-018
 def chat(
     views:list[Tensor],  # of one photo, (3,h,w) each
     cot:str|None = None,  # the answer, for training; None to ask for one
@@ -85,7 +85,67 @@ def chat(
     if cot is not None: messages.append({'role': 'assistant', 'content': [{'type': 'text', 'text': cot}]})
     return messages
 
-# %% ../nbs/07_reasoner.ipynb #07-013
+# %% ../nbs/07_reasoner.ipynb #07-025
+def within_budget(
+    image:Tensor,  # (3,H,W) in [0,1]
+    processor,  # a `Qwen3VLProcessor`
+) -> Tensor:  # (3,h,w) in [0,1], h and w multiples of 32
+    "The photo as the stock processor would resize it."
+    from transformers.image_utils import SizeDict
+    p = processor.image_processor
+    size = p.size if isinstance(p.size, SizeDict) else SizeDict(**p.size)
+    try: view = p.resize(image[None], size=size, resample=p.resample, factor=p.patch_size * p.merge_size)
+    except ValueError as e: raise ReasonerError(f'photo of {image.shape[2]}x{image.shape[1]} pixels: {e}') from e
+    return view[0].clamp(0, 1)
+
+def as_photos(images) -> list[Tensor]:  # (3,H,W) each
+    "One photo or many (tensor, PIL image, array, path) as a list of tensors."
+    if isinstance(images, Tensor) and images.ndim == 4 or isinstance(images, (list, tuple)): return [*map(to_tensor, images)]
+    return [to_tensor(images)]
+
+# %% ../nbs/07_reasoner.ipynb #07-026
+def model_inputs(
+    processor,  # a `Qwen3VLProcessor`
+    views:list[list[Tensor]],  # of each photo of the batch
+    prompt:Prompt,
+) -> dict:  # input_ids and attention_mask (B,P), pixel_values, image_grid_thw, mm_token_type_ids
+    "The batch as the model takes it: questions of different lengths are padded on the left."
+    texts = [processor.apply_chat_template(chat(v, prompt=prompt), tokenize=False, add_generation_prompt=True)
+             for v in views]
+    return processor(text=texts, images=[image for v in views for image in v], do_rescale=False, padding=True,
+                     padding_side='left', return_tensors='pt')
+
+# %% ../nbs/07_reasoner.ipynb #07-028
+@contextmanager
+def evaluating(model):
+    "The model in eval mode, without gradients, in the device's fast precision; afterwards as it was."
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), autocast(model.device): yield
+    finally: model.train(training)
+
+def end_tokens(model, tokenizer) -> list[int]:
+    "The tokens that end a reply."
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+
+def decode(
+    model,  # a `Qwen3VLForConditionalGeneration`
+    tokenizer,
+    inputs:dict,  # of `model_inputs`
+    guide,  # a logits processor: sees every step, may change the scores
+    max_new_tokens:int,
+):  # `sequences` (B,P+n), `past_key_values`
+    "Greedy decoding with the stock `generate`."
+    from transformers import GenerationConfig
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=pad,
+                              eos_token_id=end_tokens(model, tokenizer), return_dict_in_generate=True)
+    return model.generate(**inputs, generation_config=config, logits_processor=[guide])
+
+# %% ../nbs/07_reasoner.ipynb #07-033
 def hang_severity(
     node:dict,  # token -> node; grows
     digits:list[int],  # the ten digit tokens
@@ -100,7 +160,7 @@ def hang_severity(
     node[one] = {zero: {zero: end}}
     return end
 
-# %% ../nbs/07_reasoner.ipynb #07-015
+# %% ../nbs/07_reasoner.ipynb #07-036
 def digit_tokens(tokenizer) -> list[int]:
     "The tokens of '0' to '9'; ReasonerError where the vocabulary has no single token for a digit."
     tokens = [tokenizer.encode(str(d), add_special_tokens=False) for d in range(10)]
@@ -121,7 +181,7 @@ def opening_tokens(
         raise ReasonerError('the tokenizer does not keep the three digits of a severity together')
     return tokens, sites
 
-# %% ../nbs/07_reasoner.ipynb #07-016
+# %% ../nbs/07_reasoner.ipynb #07-037
 class Opening:
     "The graph of all legal beginnings of a chain of thought."
     def __init__(
@@ -144,7 +204,7 @@ class Opening:
         for token in tokens[start:]: node = node.setdefault(token, {})
         return len(tokens)
 
-# %% ../nbs/07_reasoner.ipynb #07-018
+# %% ../nbs/07_reasoner.ipynb #07-042
 class Guide:
     "A logits processor: keeps the beginning legal, remembers probabilities and the columns of the severities."
     def __init__(
@@ -168,13 +228,14 @@ class Guide:
             if id(node) in self.opening.site_nodes: sites.append(ids.shape[1])
 
     def _mask(self, scores):
+        if self.stop is None and not any(self.nodes): return scores
         masked = torch.full_like(scores, -torch.inf)
         for row, node in enumerate(self.nodes):
             allowed = list(node) or ([self.stop] if self.stop is not None else slice(None))
             masked[row, allowed] = scores[row, allowed]
         return masked
 
-# %% ../nbs/07_reasoner.ipynb #07-020
+# %% ../nbs/07_reasoner.ipynb #07-047
 PARENT = torch.tensor([-1, 0, 0] + [1] * 10 + [2])  # of root, '0', '1', '00' .. '09', '10'
 DEPTH = torch.tensor([0, 1, 1] + [2] * 11)  # digits written so far
 
@@ -193,7 +254,7 @@ def tree_ancestors() -> Tensor:  # (14,14) bool
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
-# %% ../nbs/07_reasoner.ipynb #07-021
+# %% ../nbs/07_reasoner.ipynb #07-050
 def tree_distribution(
     log_p:Tensor,  # (..., 14, 10) log-probability of each digit after each node
 ) -> Tensor:  # (..., 101) sums to 1
@@ -202,7 +263,13 @@ def tree_distribution(
     hundred = log_p[..., 0, 1] + log_p[..., 2, 0] + log_p[..., 13, 0]
     return torch.cat([below.flatten(-2), hundred[..., None]], -1).softmax(-1)
 
-# %% ../nbs/07_reasoner.ipynb #07-022
+def expected(
+    distribution:Tensor,  # (...,101)
+) -> Tensor:  # (...,), 0..100
+    "The expected value of a severity."
+    return distribution @ torch.arange(101., device=distribution.device, dtype=distribution.dtype)
+
+# %% ../nbs/07_reasoner.ipynb #07-051
 @torch.no_grad()
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
@@ -216,7 +283,8 @@ def severity_distribution(
     (B, K), N, C = sites.shape, len(PARENT), cache.get_seq_length()
     root = (sites - 1)[..., None].expand(B, K, N).flatten(1)  # (B, K*N) column of each node's root
     padding = (prompt_mask == 0).sum(1, keepdim=True)
-    positions = root + DEPTH.to(ids.device).repeat(K) - padding + model.model.rope_deltas
+    base = model.get_base_model() if hasattr(model, 'get_base_model') else model  # inside `peft`
+    positions = root + DEPTH.to(ids.device).repeat(K) - padding + base.model.rope_deltas
     columns = torch.arange(C, device=ids.device)
     text = (columns < root[..., None]) & (columns >= padding[..., None])  # (B, K*N, C)
     tree = torch.block_diag(*[tree_ancestors().float()] * K).bool().to(ids.device).expand(B, -1, -1)
@@ -227,97 +295,7 @@ def severity_distribution(
                    past_key_values=cache, use_cache=True).logits.float()
     return tree_distribution(logits.log_softmax(-1)[..., digits].view(B, K, N, 10))
 
-# %% ../nbs/07_reasoner.ipynb #07-024
-@dataclass
-class Reply:
-    "What the reasoner wrote about one photo, and how sure it was."
-    text: str  # the reply, without special tokens
-    tokens: tuple[str, ...]  # the same, token by token
-    probabilities: tuple[float, ...]  # the model's own probability of each token, 0..1
-    seconds: float  # wall time of its batch, divided by the photos in the batch
-    diagnosis: Diagnosis  # empty where `error` says that there is none
-    repairs: tuple[str, ...] = ()  # what the parser had to repair
-    error: str = ''  # why the text holds no diagnosis; '' where it does
-    distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over severities 0..100; None in free mode
-
-    @property
-    def severity(self) -> Tensor | None:  # (K,)
-        "Expected severity of each kind, 0..100."
-        return None if self.distribution is None else expected(self.distribution)
-
-def expected(
-    distribution:Tensor,  # (...,101)
-) -> Tensor:  # (...,), 0..100
-    "The expected value of a severity."
-    return distribution @ torch.arange(101., device=distribution.device, dtype=distribution.dtype)
-
-def read_reply(text:str) -> dict:
-    "`diagnosis`, `repairs` and `error` of a reply; a text without a diagnosis gives an empty one and its error."
-    try: parsed = parse_cot(text)
-    except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
-    return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
-
-# %% ../nbs/07_reasoner.ipynb #07-027
-def within_budget(
-    image:Tensor,  # (3,H,W) in [0,1]
-    processor,  # a `Qwen3VLProcessor`
-) -> Tensor:  # (3,h,w) in [0,1], h and w multiples of 32
-    "The photo as the stock processor would resize it."
-    from transformers.image_utils import SizeDict
-    p = processor.image_processor
-    size = p.size if isinstance(p.size, SizeDict) else SizeDict(**p.size)
-    try: view = p.resize(image[None], size=size, resample=p.resample, factor=p.patch_size * p.merge_size)
-    except ValueError as e: raise ReasonerError(f'photo of {image.shape[2]}x{image.shape[1]} pixels: {e}') from e
-    return view[0].clamp(0, 1)
-
-def as_photos(images) -> list[Tensor]:  # (3,H,W) each
-    "One photo or many (tensor, PIL image, array, path) as a list of tensors."
-    if isinstance(images, Tensor) and images.ndim == 4 or isinstance(images, (list, tuple)): return [*map(to_tensor, images)]
-    return [to_tensor(images)]
-
-# %% ../nbs/07_reasoner.ipynb #07-028
-def model_inputs(
-    processor,  # a `Qwen3VLProcessor`
-    views:list[list[Tensor]],  # of each photo of the batch
-    prompt:Prompt,
-) -> dict:  # input_ids and attention_mask (B,P), pixel_values, image_grid_thw, mm_token_type_ids
-    "The batch as the model takes it: questions of different lengths are padded on the left."
-    texts = [processor.apply_chat_template(chat(v, prompt=prompt), tokenize=False, add_generation_prompt=True)
-             for v in views]
-    return processor(text=texts, images=[image for v in views for image in v], do_rescale=False, padding=True,
-                     padding_side='left', return_tensors='pt')
-
-# %% ../nbs/07_reasoner.ipynb #07-030
-@contextmanager
-def evaluating(model):
-    "The model in eval mode, without gradients, in the device's fast precision; afterwards as it was."
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast(model.device): yield
-    finally: model.train(training)
-
-def end_tokens(model, tokenizer) -> list[int]:
-    "The tokens that end a reply."
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
-
-def decode(
-    model,  # a `Qwen3VLForConditionalGeneration`
-    tokenizer,
-    inputs:dict,  # of `model_inputs`
-    guide:Guide,
-    max_new_tokens:int,
-):  # `sequences` (B,P+n), `past_key_values`
-    "Greedy decoding with the stock `generate`."
-    from transformers import GenerationConfig
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=pad,
-                              eos_token_id=end_tokens(model, tokenizer), return_dict_in_generate=True)
-    return model.generate(**inputs, generation_config=config, logits_processor=[guide])
-
-# %% ../nbs/07_reasoner.ipynb #07-032
+# %% ../nbs/07_reasoner.ipynb #07-053
 def run(
     model,  # a `Qwen3VLForConditionalGeneration`
     processor,  # its `Qwen3VLProcessor`
@@ -335,6 +313,31 @@ def run(
         return new, severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites,
                                           digits).cpu()
 
+# %% ../nbs/07_reasoner.ipynb #07-061
+@dataclass
+class Reply:
+    "What the reasoner wrote about one photo, and how sure it was."
+    text: str  # the reply, without special tokens
+    tokens: tuple[str, ...]  # the same, token by token
+    probabilities: tuple[float, ...]  # the model's own probability of each token, 0..1
+    seconds: float  # wall time of its batch, divided by the photos in the batch
+    diagnosis: Diagnosis  # empty where `error` says that there is none
+    repairs: tuple[str, ...] = ()  # what the parser had to repair
+    error: str = ''  # why the text holds no diagnosis; '' where it does
+    distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over severities 0..100; None in free mode
+
+    @property
+    def severity(self) -> Tensor | None:  # (K,)
+        "Expected severity of each kind, 0..100."
+        return None if self.distribution is None else expected(self.distribution)
+
+def read_reply(text:str) -> dict:
+    "`diagnosis`, `repairs` and `error` of a reply; a text without a diagnosis gives an empty one and its error."
+    try: parsed = parse_cot(text)
+    except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
+    return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
+
+# %% ../nbs/07_reasoner.ipynb #07-064
 def to_replies(
     tokenizer,
     new:Tensor,  # (B,n) reply tokens
@@ -353,7 +356,7 @@ def to_replies(
                              distribution=None if distribution is None else distribution[row]))
     return replies
 
-# %% ../nbs/07_reasoner.ipynb #07-034
+# %% ../nbs/07_reasoner.ipynb #07-067
 FOUR_BIT = 4.5 / 8  # bytes a weight: 4 bits, and a float32 scale for every 64 weights
 
 def memory_needed(
@@ -376,7 +379,7 @@ def free_memory(device:torch.device) -> int:  # bytes
     import psutil
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
-# %% ../nbs/07_reasoner.ipynb #07-035
+# %% ../nbs/07_reasoner.ipynb #07-068
 def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:torch.device):
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
@@ -394,7 +397,7 @@ def quantization(quantize:str|None):  # None or '4bit'
     from transformers import BitsAndBytesConfig
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.bfloat16)
 
-# %% ../nbs/07_reasoner.ipynb #07-037
+# %% ../nbs/07_reasoner.ipynb #07-073
 def one_line(error:Exception) -> str:
     "The first line of an error's message."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -436,7 +439,7 @@ def fetch(
         raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a network, '
                             f'`hf download {name}` fetches it once') from e
 
-# %% ../nbs/07_reasoner.ipynb #07-038
+# %% ../nbs/07_reasoner.ipynb #07-074
 def load_qwen(
     name:str,  # folder or hub id of a Qwen3-VL model
     device:torch.device,
@@ -457,7 +460,12 @@ def load_qwen(
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
 
-# %% ../nbs/07_reasoner.ipynb #07-039
+# %% ../nbs/07_reasoner.ipynb #07-075
+def adapter_base(name:str) -> str|None:
+    "The model that the LoRA adapter in the folder `name` belongs to; None where there is no adapter."
+    settings = Path(name) / 'adapter_config.json'
+    return json.loads(settings.read_text())['base_model_name_or_path'] if settings.is_file() else None
+
 def is_nano(name:str) -> bool:  # 'nano', or a folder with weights of a `NanoTower`
     "Does `name` mean the nano size?"
     from safetensors import safe_open
@@ -475,7 +483,7 @@ def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # mod
 
 def load_reasoner(
     cls,
-    name:str = 'nano',  # 'nano', a folder, or a hub id such as 'Qwen/Qwen3-VL-4B-Instruct'
+    name:str = 'nano',  # 'nano', a folder (of a model or a LoRA adapter), or a hub id: 'Qwen/Qwen3-VL-4B-Instruct'
     device=None,  # None: the fastest one there is
     dtype:torch.dtype|None = None,  # None: float32 for nano, bfloat16 for Qwen
     quantize:str|None = None,  # '4bit': needs bitsandbytes
@@ -488,13 +496,15 @@ def load_reasoner(
         if quantize or min_pixels or max_pixels: raise ReasonerError('quantize and the pixel budget are for the Qwen size')
         model, processor = load_nano(str(name), device, dtype or torch.float32)
         return cls(model, processor, SHORT_PROMPT, nano_views)
-    model, processor = load_qwen(str(name), device, dtype or torch.bfloat16, quantize)
+    base = adapter_base(str(name))
+    model, processor = load_qwen(base or str(name), device, dtype or torch.bfloat16, quantize)
+    if base: fetch('adapter', str(name), lambda folder, local_files_only: model.load_adapter(folder), offline=True)
     p = processor.image_processor
     budget = {'shortest_edge': min_pixels, 'longest_edge': max_pixels}
     p.size = {k: budget[k] or p.size[k] for k in budget}
     return cls(model, processor)
 
-# %% ../nbs/07_reasoner.ipynb #07-041
+# %% ../nbs/07_reasoner.ipynb #07-077
 class Reasoner:
     "Looks at photos and writes diagnoses; the nano and the Qwen size are both this class."
     def __init__(

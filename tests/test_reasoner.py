@@ -219,6 +219,28 @@ def test_bfloat16_and_pixel_budget(folder):
     assert loaded.model.dtype == torch.bfloat16 and loaded.views(noise(500, 500))[0].shape == (3, 64, 64)
     assert loaded.severity(noise(500, 500)).isfinite().all()
 
+@pytest.fixture(scope='module')
+def adapter(tmp_path_factory, folder):
+    "A LoRA adapter of the saved model that changes its answers; (folder, the model with it)."
+    from peft import LoraConfig, get_peft_model
+    model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=['q_proj', 'v_proj']))
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if 'lora_B' in name: torch.nn.init.normal_(p, std=.3)
+    model.peft_config['default'].base_model_name_or_path = str(folder)
+    path = tmp_path_factory.mktemp('adapter')
+    model.save_pretrained(path)
+    return path, model
+
+def test_lora_adapter_folder_loads_its_base_and_answers_like_the_tuned_model(tiny, adapter, exact):
+    path, tuned = adapter
+    photo = noise(90, 70)
+    want = Reasoner(tuned, tiny.processor, SHORT_PROMPT).severity(photo)
+    loaded = Reasoner.from_pretrained(path, device='cpu', dtype=torch.float32)
+    loaded.prompt = SHORT_PROMPT
+    assert torch.allclose(loaded.severity(photo), want, atol=1e-3)
+    assert (want - tiny.severity(photo)).abs().max() > .5
+
 def one_line(error): return '\n' not in str(error.value) and str(error.value)
 
 def test_what_is_missing_is_said_in_one_line(tmp_path, folder, monkeypatch):
