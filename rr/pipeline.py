@@ -73,10 +73,10 @@ class Restoration:
         return f'{self.name}: {change}; reward {self.reward:.2f} ({sum(self.seconds.values()):.1f} s)'
 
     def to_dict(self, saved:Saved=None) -> dict:  # saved: the files, where they were saved
-        "A record for JSON: files, severities by kind, seconds by stage."
+        "A record for JSON: files, severities by kind, seconds in all, reward."
         return dict(input=self.name, restored=saved and str(saved.restored), trace=saved and str(saved.trace),
                     before=self.before.severities(), after=self.after.severities(),
-                    seconds={k: round(v, 3) for k, v in self.seconds.items()}, reward=round(self.reward, 4))
+                    seconds=round(sum(self.seconds.values()), 3), reward=round(self.reward, 4))
 
     def trace_html(self) -> str:
         "The trace as a self-contained HTML page: text, severities before and after, both photos."
@@ -89,13 +89,13 @@ class Restoration:
 
     def save(self,
         folder,  # made if it is not there
-        stem:str=None,  # of both files' names; default: that of the photo, and '-restored'
+        stem:str=None,  # of both files' names; default: that of the photo
         overwrite:bool=False,  # replace files that are there
         suffix:str='.png',  # format of the restored photo
     ) -> Saved:
         "Write the restored photo and the trace, each whole or not at all; `PhotoError` if a file is there already."
-        folder, stem = Path(folder), stem or f'{Path(self.name).stem}-restored'
-        saved = Saved(folder / f'{stem}{suffix}', folder / f'{stem}.html')
+        folder, stem = Path(folder), stem or Path(self.name).stem
+        saved = Saved(folder / f'{stem}.restored{suffix}', folder / f'{stem}.trace.html')
         for path in saved:
             if path.exists() and not overwrite: raise PhotoError(f'{path}: exists already; not overwritten')
         page = self.trace_html()

@@ -7,7 +7,8 @@ the restorer better."""
 __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_step', 'cps_step', 'sde_step', 'noise_budget',
            'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
            'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
-           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'at_size', 'GRPO']
+           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'at_size', 'GRPO', 'add_lora', 'lora_off',
+           'without_lora']
 
 # %% ../nbs/11_rl.ipynb #11-003
 import json, math, time
@@ -482,3 +483,38 @@ class GRPO:
         return record
 
 def _mean(values) -> float: return sum(values) / len(values) if values else 0.
+
+# %% ../nbs/11_rl.ipynb #11-070
+def add_lora(
+    policy:FlowPolicy,  # its network is frozen, and gets the LoRA
+    rank:int=8,
+    alpha:float=16,  # the update counts alpha / rank
+    targets:list=None,  # names of layers; default: every linear and convolutional one
+) -> FlowPolicy:
+    "Put a fresh LoRA into the policy's network; only the LoRA trains. (For Qwen: `QwenRestorer.add_lora`.)"
+    from peft import LoraConfig, inject_adapter_in_model
+    layers = (torch.nn.Linear, torch.nn.Conv2d)
+    module = policy.module.requires_grad_(False)
+    targets = targets or [name for name, m in module.named_modules() if isinstance(m, layers)]
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), module)
+    return policy
+
+@contextmanager
+def lora_off(
+    module,  # a network with a LoRA in it
+):
+    "The network as it was before the LoRA."
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    layers = [m for m in module.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers: layer.enable_adapters(False)
+    try: yield
+    finally:
+        for layer in layers: layer.enable_adapters(True)
+
+def without_lora(
+    policy:FlowPolicy,  # with a LoRA in its network
+):  # velocity (x, t, cond) -> v, for `GRPO(reference=...)`
+    "The velocity of the policy with its LoRA switched off."
+    def velocity(x, t, cond):
+        with lora_off(policy.module): return policy.velocity(x, t, cond)
+    return velocity

@@ -116,14 +116,14 @@ def test_save_writes_both_or_refuses(mixed, tmp_path):
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(tmp_path / 'a.png')
     result = mixed(tmp_path / 'a.png', edit=FOG)
     saved = result.save(tmp_path)
-    assert [p.name for p in saved] == ['a-restored.png', 'a-restored.html']
+    assert [p.name for p in saved] == ['a.restored.png', 'a.trace.html']
     page = saved.trace.read_text()
     assert 'data:image/' in page and not re.search(r'(src|href)=["\']https?:', page)
     saved.restored.unlink()
-    with pytest.raises(PhotoError, match='a-restored.html: exists already'): result.save(tmp_path)
+    with pytest.raises(PhotoError, match='a.trace.html: exists already'): result.save(tmp_path)
     assert not saved.restored.exists()
     result.save(tmp_path, overwrite=True)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['a-restored.html', 'a-restored.png', 'a.png']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['a.png', 'a.restored.png', 'a.trace.html']
 
 
 def test_record_for_json(mixed, tmp_path):
@@ -131,7 +131,7 @@ def test_record_for_json(mixed, tmp_path):
     record = json.loads(json.dumps(result.to_dict(result.save(tmp_path, 'x'))))
     assert set(record) == {'input', 'restored', 'trace', 'before', 'after', 'seconds', 'reward'}
     assert record['before'] == {'fog': 60, 'rain': 0, 'blur': 0, 'noise': 0} and set(record['after']) == set(KINDS)
-    assert record['restored'].endswith('x.png') and record['trace'].endswith('x.html')
+    assert record['restored'].endswith('x.restored.png') and record['trace'].endswith('x.trace.html')
     assert result.to_dict()['restored'] is None
 
 

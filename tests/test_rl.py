@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from rr.core import seeded
-from rr.restorer import FlowPolicy, draw_noise
-from rr.rl import (GRPO, GRPOConfig, GaussianFlow, MetricGain, STEPS, SeverityReward, advantages, cps_step, euler_step,
+from rr.restorer import FlowPolicy, NanoFlowPolicy, QwenRestorer, draw_noise, tiny_qwen_pipeline
+from rr.diagnosis import Diagnosis, Finding
+from rr.nano import NanoRestorerNet
+from rr.rl import (GRPO, GRPOConfig, GaussianFlow, MetricGain, STEPS, SeverityReward, add_lora, advantages, cps_step, euler_step,
                    log_probs_of, no_guard, noise_budget, path_ends, policy_loss, sample_with_log_probs,
-                   sde_step, severity_reward, structure)
+                   sde_step, severity_reward, structure, without_lora)
 
 PAIRS = [(1., 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.)]
 
@@ -292,3 +294,53 @@ def test_nothing_to_train_is_said():
     frozen = Blend()
     frozen.net.requires_grad_(False)
     with pytest.raises(ValueError, match='nothing to train'): GRPO(frozen, brightness)
+
+
+# Networks
+
+def nano_policy():
+    "The nano network with random weights everywhere, its last layer included."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))
+        nn.init.normal_(net.out.weight, std=0.02)
+    return NanoFlowPolicy(net)
+
+
+def fog(): return Diagnosis({'fog': Finding(50, {'extinction': 1., 'airlight': 0.9, 'warmth': 0.})})
+
+
+def test_nano_policy_ratios_are_exactly_one():
+    policy = nano_policy()
+    trainer = GRPO(policy, brightness, GRPOConfig(group=4))
+    record = trainer.update([torch.rand(3, 40, 56, generator=seeded(0))], [fog()])
+    assert record['ratio_off'] == 0 and record['dropped'] == 0 and record['grad_norm'] > 0
+
+
+def test_lora_trains_alone_and_can_be_switched_off():
+    plain, policy = nano_policy(), add_lora(nano_policy(), rank=2)
+    x, t = torch.rand(2, 3, 32, 32, generator=seeded(0)), torch.full((2,), 0.5)
+    cond = policy.condition(x, [fog()] * 2)
+    with torch.no_grad(): before = plain.velocity(x, t, cond)
+    assert torch.equal(policy.velocity(x, t, cond), before)
+    names = {n for n, p in policy.module.named_parameters() if p.requires_grad}
+    assert names and all('lora_' in n for n in names)
+    frozen = {n: p.clone() for n, p in policy.module.named_parameters() if n not in names}
+    reference = without_lora(policy)
+    trainer = GRPO(policy, brightness, GRPOConfig(group=4, lr=1e-2, kl=0.01, epochs=2), reference=reference)
+    for _ in range(2): record = trainer.update([x[0]], [fog()])
+    assert record['kl'] > 0
+    assert all(torch.equal(p, frozen[n]) for n, p in policy.module.named_parameters() if n in frozen)
+    assert not torch.allclose(policy.velocity(x, t, cond), before)
+    assert torch.equal(reference(x, t, cond), before)
+    assert {n for n, p in policy.module.named_parameters() if p.requires_grad} == names
+
+
+def test_qwen_image_edit_learns_by_the_same_trainer():
+    "The stock diffusers pipeline, small and random, with a LoRA: one update, exact ratios, weights of the LoRA changed."
+    restorer = QwenRestorer(tiny_qwen_pipeline(), pixels=64 * 64).add_lora(rank=2, alpha=2)
+    trainer = GRPO(restorer.policy, brightness, GRPOConfig(group=2, steps=3, lr=1e-2),)
+    before = [p.detach().clone() for p in trainer.parameters]
+    record = trainer.update([torch.rand(3, 48, 64, generator=seeded(0))], [fog()])
+    assert record['ratio_off'] == 0 and record['grad_norm'] > 0
+    assert any(not torch.equal(p, b) for p, b in zip(trainer.parameters, before))
