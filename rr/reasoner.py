@@ -41,13 +41,15 @@ class Prompt:
     question: str  # what is asked, after the photo
 
 # %% ../nbs/07_reasoner.ipynb #07-014
-SYSTEM = ('You are an expert in image restoration. You look at a photo and write down which degradations damage it, '
-          'how badly, with which physical parameters, and what the photo shows.')
-SCALE = '0 absent, 20 barely visible, 40 mild, 60 clearly visible, 80 strong, 100 hardly anything of the scene is left'
+SYSTEM = ('You are an expert in image restoration. You look at a photo and write down which degradations damage '
+          'it, how badly, with which physical parameters, and what the photo shows.')
+SCALE = ('0 absent, 20 barely visible, 40 mild, 60 clearly visible, 80 strong, 100 hardly anything of the scene '
+         'is left')
 EXAMPLE = Diagnosis(
     {'fog': Finding(42, {'extinction': 1.2, 'airlight': .85, 'warmth': .02}),
      'noise': Finding(63, {'type': 'gaussian', 'sigma': 23.})},
-    Scene('outdoor', 'daylight', 'modern facade', ('facade', 'panels'), 'regular pattern of overlapping panels'))
+    Scene('outdoor', 'daylight', 'modern facade', ('facade', 'panels'),
+          'regular pattern of overlapping panels'))
 
 # %% ../nbs/07_reasoner.ipynb #07-015
 def parameter_text(parameter:Parameter) -> str:
@@ -59,7 +61,7 @@ def full_question() -> str:
     "The five stages, the scale, the parameters of every kind, and an example of the exact form."
     kinds = {k: '; '.join(map(parameter_text, DEGRADATIONS[k].parameters)) for k in KINDS}
     parameters = '\n'.join(f'   {kind}: {text}' for kind, text in kinds.items())
-    return f'''Diagnose this photo in five stages of one line each, then write the same facts as one line of JSON.
+    return f'''Diagnose this photo in five stages, one line each; then write the same facts as one line of JSON.
 1. Identify: which of {", ".join(KINDS)} are present, in this order, or none.
 2. Quantify: the severity of each of them in three digits, 000 to 100 ({SCALE}).
 3. Parameters: of each degradation that is present:
@@ -80,9 +82,10 @@ def chat(
 ) -> list[dict]:  # messages for `processor.apply_chat_template`
     "One conversation about one photo."
     images = [{'type': 'image', 'image': v} for v in views]
-    messages = [{'role': 'user', 'content': [*images, {'type': 'text', 'text': prompt.question}]}]
-    if prompt.system: messages.insert(0, {'role': 'system', 'content': [{'type': 'text', 'text': prompt.system}]})
-    if cot is not None: messages.append({'role': 'assistant', 'content': [{'type': 'text', 'text': cot}]})
+    say = lambda role, text, images=(): {'role': role, 'content': [*images, {'type': 'text', 'text': text}]}
+    messages = [say('user', prompt.question, images)]
+    if prompt.system: messages.insert(0, say('system', prompt.system))
+    if cot is not None: messages.append(say('assistant', cot))
     return messages
 
 # %% ../nbs/07_reasoner.ipynb #07-025
@@ -95,13 +98,14 @@ def within_budget(
     p = processor.image_processor
     size = p.size if isinstance(p.size, SizeDict) else SizeDict(**p.size)
     try: view = p.resize(image[None], size=size, resample=p.resample, factor=p.patch_size * p.merge_size)
-    except ValueError as e: raise ReasonerError(f'photo of {image.shape[2]}x{image.shape[1]} pixels: {e}') from e
+    except ValueError as e:
+        raise ReasonerError(f'photo of {image.shape[2]}x{image.shape[1]} pixels: {e}') from e
     return view[0].clamp(0, 1)
 
 def as_photos(images) -> list[Tensor]:  # (3,H,W) each
     "One photo or many (tensor, PIL image, array, path) as a list of tensors."
-    if isinstance(images, Tensor) and images.ndim == 4 or isinstance(images, (list, tuple)): return [*map(to_tensor, images)]
-    return [to_tensor(images)]
+    many = isinstance(images, (list, tuple)) or isinstance(images, Tensor) and images.ndim == 4
+    return [to_tensor(image) for image in (images if many else [images])]
 
 # %% ../nbs/07_reasoner.ipynb #07-026
 def model_inputs(
@@ -141,7 +145,7 @@ def decode(
     "Greedy decoding with the stock `generate`."
     from transformers import GenerationConfig
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, pad_token_id=pad,
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, use_cache=True,
                               eos_token_id=end_tokens(model, tokenizer), return_dict_in_generate=True)
     return model.generate(**inputs, generation_config=config, logits_processor=[guide])
 
@@ -164,7 +168,7 @@ def hang_severity(
 def digit_tokens(tokenizer) -> list[int]:
     "The tokens of '0' to '9'; ReasonerError where the vocabulary has no single token for a digit."
     tokens = [tokenizer.encode(str(d), add_special_tokens=False) for d in range(10)]
-    if any(len(t) != 1 for t in tokens): raise ReasonerError('the tokenizer does not write each digit as one token')
+    if any(len(t) != 1 for t in tokens): raise ReasonerError('the tokenizer does not write a digit as one token')
     return [t[0] for t in tokens]
 
 def opening_tokens(
@@ -177,7 +181,8 @@ def opening_tokens(
     tokens = tokenizer.encode('\n'.join([*stages, '3']), add_special_tokens=False)
     places = [i for i, t in enumerate(tokens) if t in digits][-3 * len(KINDS) - 1:]
     sites = places[:-1:3]
-    if [s + j for s in sites for j in range(3)] != places[:-1] or len(sites) != len(KINDS) or places[-1] != len(tokens) - 1:
+    wanted = [s + j for s in sites for j in range(3)] + [len(tokens) - 1]
+    if places != wanted or len(sites) != len(KINDS):
         raise ReasonerError('the tokenizer does not keep the three digits of a severity together')
     return tokens, sites
 
@@ -206,7 +211,7 @@ class Opening:
 
 # %% ../nbs/07_reasoner.ipynb #07-042
 class Guide:
-    "A logits processor: keeps the beginning legal, remembers probabilities and the columns of the severities."
+    "A logits processor: keeps the beginning legal, notes probabilities and the columns of the severities."
     def __init__(
         self,
         opening:Opening|None,  # None: free text from the first token
@@ -218,7 +223,8 @@ class Guide:
         if self.opening: self._walk(ids)
         masked = self._mask(scores) if self.opening else scores
         picked = masked.argmax(-1, keepdim=True)
-        self.probabilities.append((scores.gather(1, picked)[:, 0].float() - scores.float().logsumexp(-1)).exp())
+        log_p = scores.gather(1, picked)[:, 0].float() - scores.float().logsumexp(-1)
+        self.probabilities.append(log_p.exp())
         return masked
 
     def _walk(self, ids):
@@ -310,8 +316,8 @@ def run(
         new = out.sequences[:, inputs['input_ids'].shape[1]:]
         if guide.opening is None: return new, None
         sites, digits = (torch.tensor(x, device=model.device) for x in (guide.sites, guide.opening.digits))
-        return new, severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites,
-                                          digits).cpu()
+        p = severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
+        return new, p.cpu()
 
 # %% ../nbs/07_reasoner.ipynb #07-061
 @dataclass
@@ -324,7 +330,7 @@ class Reply:
     diagnosis: Diagnosis  # empty where `error` says that there is none
     repairs: tuple[str, ...] = ()  # what the parser had to repair
     error: str = ''  # why the text holds no diagnosis; '' where it does
-    distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over severities 0..100; None in free mode
+    distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over 0..100; None in free mode
 
     @property
     def severity(self) -> Tensor | None:  # (K,)
@@ -332,7 +338,7 @@ class Reply:
         return None if self.distribution is None else expected(self.distribution)
 
 def read_reply(text:str) -> dict:
-    "`diagnosis`, `repairs` and `error` of a reply; a text without a diagnosis gives an empty one and its error."
+    "`diagnosis`, `repairs`, `error` of a reply; a text without a diagnosis gives an empty one and its error."
     try: parsed = parse_cot(text)
     except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
     return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
@@ -350,10 +356,9 @@ def to_replies(
     probabilities, replies = torch.stack(guide.probabilities, 1).tolist(), []
     for row, ids in enumerate(new.tolist()):
         ids = ids[:next((i for i, t in enumerate(ids) if t in ends), len(ids))]
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        replies.append(Reply(text, tuple(tokenizer.decode([t]) for t in ids), tuple(probabilities[row][:len(ids)]),
-                             seconds / len(new), **read_reply(text),
-                             distribution=None if distribution is None else distribution[row]))
+        text, tokens = tokenizer.decode(ids, skip_special_tokens=True), tuple(tokenizer.decode([t]) for t in ids)
+        replies.append(Reply(text, tokens, tuple(probabilities[row][:len(ids)]), seconds / len(new),
+                             **read_reply(text), distribution=None if distribution is None else distribution[row]))
     return replies
 
 # %% ../nbs/07_reasoner.ipynb #07-067
@@ -372,7 +377,8 @@ def memory_needed(
     packed = sum(m.weight.numel() for m in linear) if quantize else 0
     weights = (sum(p.numel() for p in model.parameters()) - packed) * dtype.itemsize + packed * FOUR_BIT
     t = config.text_config
-    return int(weights + 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim * tokens * dtype.itemsize)
+    cache = 2 * t.num_hidden_layers * t.num_key_value_heads * t.head_dim * tokens * dtype.itemsize
+    return int(weights + cache)
 
 def free_memory(device:torch.device) -> int:  # bytes
     "What the device has left."
@@ -384,18 +390,20 @@ def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
     if needed <= free: return
+    form = '4 bits' if quantize else str(dtype)[6:]
     hint = 'a smaller model' if quantize else "quantize='4bit' or a smaller model"
-    raise ReasonerError(f'{name} needs {needed / 2**30:.1f} GiB as {str(dtype)[6:]}{", 4 bits" if quantize else ""}, '
-                        f'{free / 2**30:.1f} GiB are free on {device}: use {hint}')
+    raise ReasonerError(f'{name} needs {needed / 2**30:.1f} GiB in {form}, {free / 2**30:.1f} GiB are free on '
+                        f'{device}: use {hint}')
 
 def quantization(quantize:str|None):  # None or '4bit'
     "The `transformers` quantisation config, or None."
     if quantize is None: return None
     if quantize != '4bit': raise ReasonerError(f"quantize is {quantize!r}; expected None or '4bit'")
     if find_spec('bitsandbytes') is None:
-        raise ReasonerError("quantize='4bit' needs bitsandbytes, which is not installed: pip install bitsandbytes")
+        raise ReasonerError("quantize='4bit' needs bitsandbytes, which is not here: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
+                              bnb_4bit_compute_dtype=torch.bfloat16)
 
 # %% ../nbs/07_reasoner.ipynb #07-073
 def one_line(error:Exception) -> str:
@@ -406,8 +414,8 @@ def check_folder(name:str):
     "ReasonerError when `name` is a folder without a model in it, or looks like one that is not there."
     folder = Path(name)
     if not folder.is_dir():
-        if name.startswith(('.', '/', '~')) or name.count('/') != 1: raise ReasonerError(f'{name}: no such folder')
-        return
+        if name[:1] not in './~' and name.count('/') == 1: return  # a hub id
+        raise ReasonerError(f'{name}: no such folder')
     needed = {'config.json': 'config.json', 'weights (*.safetensors)': '*.safetensors',
               'tokenizer.json': 'tokenizer.json', 'preprocessor_config.json': '*processor_config.json'}
     missing = [what for what, pattern in needed.items() if not any(folder.glob(pattern))]
@@ -419,7 +427,8 @@ def hub_reachable() -> bool:
     if constants.HF_HUB_OFFLINE: return False
     if getproxies().get('https'): return True
     url = urlsplit(constants.ENDPOINT)
-    try: create_connection((url.hostname, url.port or (443 if url.scheme == 'https' else 80)), timeout=3).close()
+    port = url.port or (443 if url.scheme == 'https' else 80)
+    try: create_connection((url.hostname, port), timeout=3).close()
     except OSError: return False
     return True
 
@@ -436,8 +445,8 @@ def fetch(
     except (OSError, ValueError, RuntimeError, SafetensorError) as e:
         if Path(name).is_dir(): raise ReasonerError(f'{name}: {what} cannot be read: {one_line(e)}') from e
         if not offline: raise ReasonerError(f'{name}: {what} not loaded from the hub: {one_line(e)}') from e
-        raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a network, '
-                            f'`hf download {name}` fetches it once') from e
+        raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a '
+                            f'network, `hf download {name}` fetches it once') from e
 
 # %% ../nbs/07_reasoner.ipynb #07-074
 def load_qwen(
@@ -451,11 +460,13 @@ def load_qwen(
     check_folder(name)
     bits, offline = quantization(quantize), Path(name).is_dir() or not hub_reachable()
     config = fetch('configuration', name, AutoConfig.from_pretrained, offline)
-    if config.model_type != 'qwen3_vl': raise ReasonerError(f'{name} is a {config.model_type} model; expected qwen3_vl')
+    if config.model_type != 'qwen3_vl':
+        raise ReasonerError(f'{name} is a {config.model_type} model; expected qwen3_vl')
     check_memory(name, config, dtype, quantize, device)
     processor = fetch('processor', name, AutoProcessor.from_pretrained, offline)
-    model, report = fetch('weights', name, Qwen3VLForConditionalGeneration.from_pretrained, offline, config=config,
-                          dtype=dtype, device_map={'': device}, quantization_config=bits, output_loading_info=True)
+    model, report = fetch(
+        'weights', name, Qwen3VLForConditionalGeneration.from_pretrained, offline, config=config, dtype=dtype,
+        device_map={'': device}, quantization_config=bits, output_loading_info=True)
     if missing := sorted(report['missing_keys']):
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
@@ -478,30 +489,31 @@ def is_nano(name:str) -> bool:  # 'nano', or a folder with weights of a `NanoTow
 def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # model, processor
     "The nano reasoner, from the package or a folder."
     try: model, processor = load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
-    except (OSError, ValueError) as e: raise ReasonerError(f'the nano reasoner cannot be loaded: {one_line(e)}') from e
+    except Exception as e: raise ReasonerError(f'the nano reasoner cannot be loaded: {one_line(e)}') from e
     return model.to(device, dtype), processor
 
 def load_reasoner(
     cls,
-    name:str = 'nano',  # 'nano', a folder (of a model or a LoRA adapter), or a hub id: 'Qwen/Qwen3-VL-4B-Instruct'
+    name:str = 'nano',  # 'nano', a folder (model or LoRA adapter), or a hub id: 'Qwen/Qwen3-VL-4B-Instruct'
     device=None,  # None: the fastest one there is
     dtype:torch.dtype|None = None,  # None: float32 for nano, bfloat16 for Qwen
     quantize:str|None = None,  # '4bit': needs bitsandbytes
     min_pixels:int|None = None,  # the view's smallest area; Qwen size only
-    max_pixels:int|None = None,  # the view's largest area; None: what the processor's file says
+    max_pixels:int|None = None,  # the view's largest area; None: one megapixel, which is 1024 tokens
 ):
     "A reasoner from the package, a folder, or the hub; `ReasonerError` says in one line what is missing."
     device = torch.device(device or pick_device())
     if is_nano(str(name)):
-        if quantize or min_pixels or max_pixels: raise ReasonerError('quantize and the pixel budget are for the Qwen size')
+        if quantize or min_pixels or max_pixels:
+            raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
         model, processor = load_nano(str(name), device, dtype or torch.float32)
         return cls(model, processor, SHORT_PROMPT, nano_views)
     base = adapter_base(str(name))
     model, processor = load_qwen(base or str(name), device, dtype or torch.bfloat16, quantize)
-    if base: fetch('adapter', str(name), lambda folder, local_files_only: model.load_adapter(folder), offline=True)
+    if base: fetch('adapter', str(name), lambda folder, **_: model.load_adapter(folder), offline=True)
     p = processor.image_processor
-    budget = {'shortest_edge': min_pixels, 'longest_edge': max_pixels}
-    p.size = {k: budget[k] or p.size[k] for k in budget}
+    p.size = {'shortest_edge': min_pixels or p.size['shortest_edge'],
+              'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
     return cls(model, processor)
 
 # %% ../nbs/07_reasoner.ipynb #07-077
@@ -517,7 +529,8 @@ class Reasoner:
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.prompt, self.make_views, self.batch_size = prompt, make_views, batch_size
-        self.opening, self.short_opening = Opening(self.tokenizer), Opening(self.tokenizer, severities_only=True)
+        self.opening = Opening(self.tokenizer)
+        self.short_opening = Opening(self.tokenizer, severities_only=True)
 
     from_pretrained = classmethod(load_reasoner)
 

@@ -10,6 +10,7 @@ import rr.reasoner
 from rr.core import bundled_photos, read_photo
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, parse_cot
+from rr.nano import nano_views
 from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, Opening, Reasoner, ReasonerError, chat, digit_tokens,
                          hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
 from tiny_qwen import CHAT_TEMPLATE, qwen_tokenizer, real_config, tiny_model, tiny_processor
@@ -295,12 +296,47 @@ def test_model_larger_than_memory_is_refused_before_its_weights_are_read(tmp_pat
     for f in folder.iterdir(): (tmp_path / f.name).write_bytes(b'' if f.suffix == '.safetensors' else f.read_bytes())
     real_config('4B').save_pretrained(tmp_path)
     monkeypatch.setattr(rr.reasoner, 'free_memory', lambda device: 2**33)
-    with pytest.raises(ReasonerError, match=r"needs 8\.\d GiB as bfloat16, 8.0 GiB are free on cpu: use quantize='4bit'") as e:
+    with pytest.raises(ReasonerError, match=r"needs 8\.\d GiB in bfloat16, 8.0 GiB are free on cpu: use quantize='4bit'") as e:
         Reasoner.from_pretrained(tmp_path, device='cpu')
     assert one_line(e)
 
 
 # Nano
+
+@pytest.fixture(scope='module')
+def random_nano(tmp_path_factory):
+    "The nano size with random weights that are far from uniform, through a folder."
+    from rr.finetune import sample_texts
+    from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, save_nano_reasoner, train_tokenizer
+    from rr.diagnosis import Scene
+    tokenizer = train_tokenizer(sample_texts([EXAMPLE.scene, Scene()], 400), vocab_size=600)
+    torch.manual_seed(0)
+    model = build_nano_reasoner(nano_reasoner_config(tokenizer, hidden_size=64, layers=3, heads=4))
+    for p in model.model.language_model.parameters():
+        if p.ndim > 1: torch.nn.init.normal_(p, std=.3)
+    folder = tmp_path_factory.mktemp('nano')
+    save_nano_reasoner(model, nano_processor(tokenizer), folder)
+    return Reasoner.from_pretrained(folder, device='cpu')
+
+def test_folder_with_nano_weights_is_known_as_nano(random_nano):
+    views, photo = nano_views(noise(300, 200)), noise(300, 200)
+    assert random_nano.prompt == SHORT_PROMPT and all(map(torch.equal, random_nano.views(photo), views))
+
+def test_tree_equals_brute_force_for_nano(random_nano, exact):
+    photos = [noise(90, 130), noise(200, 300, seed=1) * .5]
+    found, replies = random_nano.severity_distribution(photos), random_nano.reply(photos, 8)
+    for photo, reply, p, k in zip(photos, replies, found, (0, len(KINDS) - 1)):
+        want = brute_force(random_nano, photo, text_before(random_nano, reply, KINDS[k]))
+        assert (p[k] - want).abs().max() < 1e-4 and want.max() > .02
+
+def test_true_chains_of_thought_pass_the_guide_of_nano(random_nano):
+    from rr.finetune import sample_texts
+    for text in sample_texts([EXAMPLE.scene], 100, seed=5):
+        node = random_nano.opening.root
+        for token in random_nano.tokenizer.encode(text):
+            if not node: break
+            node = node[token]
+        assert node == {}
 
 @pytest.fixture(scope='module')
 def nano(): return Reasoner.from_pretrained('nano', device='cpu')
