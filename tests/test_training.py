@@ -1,0 +1,124 @@
+"The training loops learn, resume after a kill without losing a step, and mask what must not be learnt."
+import json, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+import torch
+from rr.core import bundled_photos, seeded
+from rr.data import PairStream, Recipe, clean_photos
+from rr.diagnosis import diagnosis_vectors
+from rr.degrade import KINDS
+from rr.finetune import (ChatCollator, TowerTrainer, TowerTraining, answer_start, column_kinds, head_loss, sample_texts, see,
+    severity_columns, weighted_loss)
+from rr.flow import FlowTrainer, FlowTraining, WeightAverage, flow_loss, make_batch
+from rr.nano import NanoRestorerNet, NanoTower, nano_image_processor, nano_processor, nano_views, train_tokenizer
+from rr.diagnosis import Scene
+
+PHOTOS = next(iter(bundled_photos().values())).parent
+
+def small_net(): return NanoRestorerNet(widths=(16, 16, 16), depths=(1, 1, 1))
+
+def test_restorer_loss_falls_on_one_batch():
+    torch.manual_seed(0)
+    stream, net = PairStream(clean_photos(PHOTOS), 96, Recipe(kinds=('fog',), max_kinds=1, severity=(60, 90))), small_net()
+    batch = make_batch([stream[0], stream[1]], 64, 2)
+    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
+    losses = []
+    for _ in range(30):
+        loss = flow_loss(net, batch, seeded(0))
+        optimizer.zero_grad(); loss.backward(); optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < .6 * losses[0], losses[::10]
+
+def test_untrained_restorer_returns_the_photo():
+    x = torch.rand(2, 3, 32, 48)
+    assert torch.equal(small_net()(x, torch.ones(2), x), torch.zeros_like(x))
+
+def test_average_follows_the_weights():
+    net = small_net()
+    average = WeightAverage(net)
+    with torch.no_grad():
+        for p in net.parameters(): p.fill_(1.)
+    for _ in range(200): average.update(net)
+    assert all((w - 1).abs().max() < .02 for w in average.weights.values())
+
+KILLED = """
+import sys, torch
+from rr.flow import *
+from rr.nano import *
+from rr.data import *
+torch.manual_seed(0)
+s = FlowTraining(minutes=60, pairs=1, patches=1, patch=32, save_every=.01)
+t = FlowTrainer(NanoRestorerNet(widths=(16, 16, 16), depths=(1, 1, 1)), PairStream(clean_photos(sys.argv[1]), 64), sys.argv[2], s)
+t.fit()
+"""
+
+def test_kill_leaves_a_whole_checkpoint_to_go_on_from(tmp_path):
+    steps = []
+    for _ in range(2):
+        run = subprocess.Popen([sys.executable, '-c', KILLED, str(PHOTOS), str(tmp_path)])
+        until, before = time.time() + 120, steps[-1] if steps else 0
+        while time.time() < until:
+            time.sleep(.3)
+            log = (tmp_path/'log.jsonl').read_text().splitlines() if (tmp_path/'log.jsonl').exists() else []
+            if log and log[-1].endswith('}') and json.loads(log[-1])['step'] > before: break
+        run.send_signal(signal.SIGKILL); run.wait()
+        trainer = FlowTrainer(small_net(), PairStream(clean_photos(PHOTOS), 64), tmp_path, FlowTraining(minutes=60))
+        steps.append(trainer.step)
+    assert 0 < steps[0] < steps[1], steps
+
+def test_tower_learns_and_resumes(tmp_path):
+    torch.manual_seed(0)
+    stream = PairStream(clean_photos(PHOTOS), 160, Recipe(kinds=('noise',), max_kinds=1, clean_share=.3))
+    trainer = TowerTrainer(NanoTower(32), [stream], tmp_path, TowerTraining(minutes=60, batch=4))
+    trainer.elapsed = 5  # past the warm-up
+    losses = [trainer.train_step() for _ in range(40)]
+    assert sum(losses[-8:]) < sum(losses[:8]), losses
+    trainer.save()
+    again = TowerTrainer(NanoTower(32), [stream], tmp_path, trainer.settings)
+    assert again.step == 40 and again.train_step() == pytest.approx(trainer.train_step(), rel=1e-3)
+
+def test_parameters_of_absent_kinds_cost_nothing():
+    stream = PairStream(clean_photos(PHOTOS), 96, Recipe(kinds=('noise',), max_kinds=1))
+    target = diagnosis_vectors([stream[0].diagnosis])
+    numbers = target.clone()
+    logits = torch.where(target[:, severity_columns()] > 0, 20., -20.)
+    assert head_loss(numbers, logits, target) < 1e-6
+    rain = (column_kinds() == KINDS.index('rain')) & torch.tensor([i not in severity_columns() for i in range(target.shape[1])])
+    numbers[:, rain] += 5
+    assert head_loss(numbers, logits, target) < 1e-6
+
+@pytest.fixture(scope='module')
+def processor(): return nano_processor(train_tokenizer(sample_texts([Scene('indoor', 'flash', 'a room', ('cup',), 'the rim')], 400), 700))
+
+def test_only_the_answer_is_learnt(processor):
+    stream = PairStream(clean_photos(PHOTOS), 96)
+    pairs = [stream[i] for i in range(5)]
+    batch = ChatCollator(processor)(pairs)
+    for ids, labels, weights, pair in zip(batch['input_ids'], batch['labels'], batch['loss_weights'], pairs):
+        cot = pair.diagnosis.to_cot()
+        assert processor.tokenizer.decode(labels[labels != -100]) == cot + '<|im_end|>\n'
+        heavy = ids[(weights > 1) & (labels != -100)]
+        assert processor.tokenizer.decode(heavy) == cot[:cot.index('\n3.')]
+        assert (labels[:answer_start(ids, processor.tokenizer)] == -100).all()
+
+def test_digits_are_single_tokens_and_text_survives(processor):
+    tokenizer = processor.tokenizer
+    assert all(len(tokenizer.encode(str(d), add_special_tokens=False)) == 1 for d in range(10))
+    for text in ('1. Identify: fog.\n2. Quantify: fog 042, rain 100.', 'naïve “quotes” 中文 \t tabs', '{"a":[1.5,-2]}'):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+def test_weighted_loss_is_cross_entropy_when_weights_are_one():
+    g = seeded(0)
+    logits, labels = torch.randn(2, 7, 11, generator=g), torch.randint(11, (2, 7), generator=g)
+    labels[0, :3] = -100
+    expected = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    assert weighted_loss(logits, labels, torch.ones(2, 7)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+def test_tower_sees_what_the_processor_hands_over():
+    tower = NanoTower(16).eval()
+    views = nano_views(torch.rand(3, 200, 240, generator=seeded(0)))
+    out = nano_image_processor()(views, return_tensors='pt')
+    with torch.no_grad():
+        tokens = tower(out['pixel_values'], out['image_grid_thw']).pooler_output
+        overview, windows = see(tower, [views])
+    assert torch.allclose(tokens, torch.cat([overview[0], windows[0, 0], windows[0, 1]]), atol=1e-4)
