@@ -11,9 +11,9 @@ from rr.core import bundled_photos, read_photo
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
-from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, Opening, Reasoner, ReasonerError, chat, digit_tokens,
-                         hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
-from tiny_qwen import CHAT_TEMPLATE, qwen_tokenizer, real_config, tiny_model, tiny_processor
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Opening, Reasoner, ReasonerError, chat, digit_tokens,
+                         expected, hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
+from tiny_qwen import qwen_tokenizer, real_config, tiny_model, tiny_processor
 
 
 def noise(*size, seed=0): return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))
@@ -146,6 +146,16 @@ def test_severity_is_the_same_every_time_and_in_any_batch(tiny, exact):
     assert torch.equal(first, tiny.severity(photos))
     assert torch.allclose(torch.cat([tiny.severity(p) for p in photos]), first, atol=2e-3)
     assert tiny.severity([]).shape == (0, len(KINDS))
+
+
+def test_under_bfloat16_autocast_the_severity_stays_close(random_nano, monkeypatch):
+    photos = [noise(64, 64), noise(90, 130, seed=1)]
+    monkeypatch.setattr(rr.reasoner, 'autocast', lambda device: nullcontext())
+    exact = random_nano.severity_distribution(photos)
+    monkeypatch.setattr(rr.reasoner, 'autocast', lambda device: torch.autocast('cpu', dtype=torch.bfloat16))
+    fast = random_nano.severity_distribution(photos)
+    assert not torch.equal(fast, exact) and torch.allclose(fast.sum(-1), torch.ones(2, len(KINDS)), atol=1e-4)
+    assert (expected(fast) - expected(exact)).abs().max() < 3
 
 
 # Replies
