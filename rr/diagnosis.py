@@ -77,7 +77,8 @@ def check_value(
         raise ValueError(f'{where} is {value!r}; expected one of {", ".join(parameter.choices)}')
     if good and parameter.low <= round(float(value), parameter.decimals) <= parameter.high:
         return written_value(parameter, value)
-    raise ValueError(f'{where} is {value!r}; expected a number, {parameter.low:g} to {parameter.high:g} {parameter.unit}')
+    expected = f'{parameter.low:g} to {parameter.high:g} {parameter.unit}'.rstrip()
+    raise ValueError(f'{where} is {value!r}; expected a number, {expected}')
 
 def check_finding(
     kind:str, # a key of `DEGRADATIONS`
@@ -86,11 +87,11 @@ def check_finding(
     "A finding in its normal form; ValueError says what is wrong with it."
     severity, known = finding.severity, {p.name: p for p in DEGRADATIONS[kind].parameters}
     if isinstance(severity, bool) or not isinstance(severity, int) or not 1 <= severity <= 100:
-        raise ValueError(f'{kind} severity is {severity!r}; expected a whole number 1 to 100 (leave an absent kind out)')
+        raise ValueError(f'{kind} severity is {severity!r}; expected whole, 1-100 (leave absent kinds out)')
     if extra := set(finding.parameters) - set(known):
         raise ValueError(f'{kind} has no parameter {sorted(extra)}; expected some of {list(known)}')
-    values = {n: check_value(kind, p, finding.parameters[n]) for n, p in known.items() if n in finding.parameters}
-    return Finding(severity, values)
+    given = finding.parameters
+    return Finding(severity, {n: check_value(kind, p, given[n]) for n, p in known.items() if n in given})
 
 # %% ../nbs/03_diagnosis.ipynb #03-027
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class Diagnosis:
 
     def severity(self, kind:str)->int: # 0 when absent
         "Severity of one kind, 0-100."
-        if kind not in DEGRADATIONS: raise KeyError(f'unknown kind {kind!r}; expected one of {list(DEGRADATIONS)}')
+        if kind not in DEGRADATIONS:
+            raise KeyError(f'unknown kind {kind!r}; expected one of {list(DEGRADATIONS)}')
         return self.findings[kind].severity if kind in self.findings else 0
 
     def severities(self)->dict: # kind -> int
@@ -143,10 +145,10 @@ class Diagnosis:
 
     @classmethod
     def from_dict(cls, record:dict)->'Diagnosis':
-        "The inverse of `to_dict`; strict: ValueError on what it does not know (`parse_cot` is the tolerant way)."
+        "The inverse of `to_dict`; strict: ValueError on what it does not know (`parse_cot` is tolerant)."
         findings = {k: dict(v) for k, v in record.items() if k != 'scene'}
         try: scene = Scene(**record.get('scene', {}))
-        except TypeError: raise ValueError(f'scene is {record["scene"]!r}; expected fields {list(vars(Scene()))}') from None
+        except TypeError: raise ValueError(f'scene is {record["scene"]!r}; fields: {list(vars(Scene()))}')
         return cls({k: Finding(v.pop('severity', None), v) for k, v in findings.items()}, scene)
 
     def to_json(self)->str:
@@ -165,7 +167,8 @@ class Diagnosis:
     )->'Diagnosis':
         "The true diagnosis of a synthesised photo; a severity that rounds to 0 is absent."
         found = {k: round(float(s)) for k, s in degraded.severities.items()}
-        return cls({k: Finding(s, dict(degraded.parameters[k])) for k, s in found.items() if s}, scene or Scene())
+        findings = {k: Finding(s, dict(degraded.parameters[k])) for k, s in found.items() if s}
+        return cls(findings, scene or Scene())
 
 # %% ../nbs/03_diagnosis.ipynb #03-034
 def parameters_text(kind:str, finding:Finding)->str:
@@ -182,11 +185,12 @@ def stages(
     d, s = diagnosis, diagnosis.scene
     parameters = [parameters_text(k, f) for k, f in d.findings.items() if f.parameters]
     setting, lighting, scene, preserve = (t or UNKNOWN for t in (s.setting, s.lighting, s.scene, s.preserve))
+    objects = ', '.join(s.objects) or UNKNOWN
     plan = 'remove ' + ', then '.join(reversed(d.present)) + (f'; keep {s.preserve}' if s.preserve else '')
     return [f'1. Identify: {", ".join(d.present) or "none"}.',
             f'2. Quantify: {", ".join(f"{k} {v:03d}" for k, v in d.severities().items())}.',
             f'3. Parameters: {"; ".join(parameters) or "none"}.',
-            f'4. Scene: {setting}, {lighting}; {scene}; objects: {", ".join(s.objects) or UNKNOWN}; preserve: {preserve}.',
+            f'4. Scene: {setting}, {lighting}; {scene}; objects: {objects}; preserve: {preserve}.',
             f'5. Plan: {"leave the photo as it is" if d.is_clean else plan}.']
 
 # %% ../nbs/03_diagnosis.ipynb #03-040
@@ -198,14 +202,14 @@ class _Unreadable(Exception):
 
 _SPACE = re.compile(r'\s*')
 _QUOTED = {'"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.S),
-           "'": re.compile(r"'((?:[^'\\]|\\.|'(?!\s*[,:}\]]))*)'", re.S)} # an apostrophe does not end the string
+           "'": re.compile(r"'((?:[^'\\]|\\.|'(?!\s*[,:}\]]))*)'", re.S)} # an apostrophe does not end it
 _NUMBER = re.compile(r'[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?=\s*[,}\]]|\s+["\'])')
 _BARE = re.compile(r'[^\s,:{}\[\]"\'][^,:{}\[\]"\'\n]*')
-_CONSTANTS = {'null': None, 'none': None, 'true': True, 'false': False}
+_CONSTANTS = {'null': None, 'none': None, 'nan': math.nan, 'true': True, 'false': False}
 
 # %% ../nbs/03_diagnosis.ipynb #03-041
 class _Reader:
-    "Reads one JSON-like value of `text` from `pos` on; `cut` is set when the text ended before the value did."
+    "Reads one JSON-like value of `text` from `pos` on; sets `cut` when the text ends before the value does."
     def __init__(self, text, pos=0):
         self.text, self.pos, self.repairs, self.cut = text, pos, [], False
 
@@ -259,8 +263,9 @@ class _Reader:
         if opening == '[': items.append(self.value(depth + 1))
         else:
             key = str(self.value(depth + 1))
-            if self.peek() != ':': raise _Unreadable
-            self.pos += 1
+            if self.peek() == ':': self.pos += 1
+            elif self.text[self.pos] in ',]}': raise _Unreadable
+            else: self.repairs.append('missing colon')
             items.append((key, self.value(depth + 1)))
         if not self.cut and self.peek() not in ',]}': self.repairs.append('missing comma')
 
@@ -274,30 +279,33 @@ def _quoted(value:object)->str:
 def find_json(
     text:str,
 )->tuple: # (record dict or None, complete: bool, repairs list)
-    "The last JSON object of the text that speaks of a known kind or the scene; a complete one before a cut one."
-    best, pos, known = (None, False, []), 0, {'scene', *DEGRADATIONS}
-    while (pos := text.find('{', pos)) >= 0:
+    "The last JSON object that has a known kind or a scene; a complete one before a cut one."
+    best, end = (None, False, []), 0
+    for pos in [m.start() for m in re.finditer(r'\{', text)][-64:]: # bounds the time on hostile text
+        if pos < end: continue
         reader = _Reader(text, pos)
         try: record = {key.strip().lower(): value for key, value in reader.value().items()}
         except (_Unreadable, _Cut): record = {}
-        if known & set(record):
+        if set(DEGRADATIONS) & set(record) or isinstance(record.get('scene'), dict):
             if not (reader.cut and best[1]): best = record, not reader.cut, reader.repairs
-            pos = max(pos, reader.pos - 1)
-        pos += 1
+            end = reader.pos
     return best
 
 # %% ../nbs/03_diagnosis.ipynb #03-048
 _STAGES = ('identify', 'quantify', 'parameters', 'scene', 'plan')
-_HEADER = re.compile(rf'^[\s>*#-]*(?:stage\s*)?(?:\d+\s*[.):]?)?[ \t*]*({"|".join(_STAGES)})\b[ \t*]*[:–-][ \t*]*', re.I | re.M)
-_END = '\x03' # END OF TEXT: marks where the reply stops, so that patterns can tell a finished number from a cut one
+_HEADER = re.compile(r'^[ \t>*#-]*(?:stage ?)?(?:\d{1,2} ?[.):]?)?[ \t*]*'
+                     rf'({"|".join(_STAGES)})\b[ \t*]*[:–-][ \t*]*', re.I | re.M)
+_NUMBERED = re.compile(r'\n[ \t]*\d*[.)][ \t]*[a-z]+:', re.I) # a numbered header, misspelt or not
+_END = '\x03' # END OF TEXT: where the reply stops; tells patterns a finished number from a cut one
 
 def find_stages(
     text:str, # ends in `_END`
 )->dict: # stage -> its text
-    "The stages of a reply, each up to the next header, fence or brace; the last one where a stage is repeated."
+    "The stages of a reply, each up to the next header, fence or brace; of a repeated stage, the last."
     headers = list(_HEADER.finditer(text))
     ends = [h.start() for h in headers[1:]] + [len(text)]
-    return {h[1].lower(): re.split(r'\{|```', text[h.end():end])[0] for h, end in zip(headers, ends)}
+    bodies = {h[1].lower(): text[h.end():end] for h, end in zip(headers, ends)}
+    return {stage: _NUMBERED.split(re.split(r'\{|```', body)[0])[0] for stage, body in bodies.items()}
 
 # %% ../nbs/03_diagnosis.ipynb #03-051
 def _name(name:str)->str:
@@ -336,20 +344,21 @@ def stage_scene(
     text:str, # the Scene stage
 )->dict: # field -> text, or list of text for `objects`
     "The scene of stage 4; the last field is left out where the reply ends in it."
-    setting, lighting, scene = (re.split(r',\s|;\s', re.split(r'; (?:objects|preserve): ', text)[0], maxsplit=2) + ['', ''])[:3]
     parts = re.split(r'; (objects|preserve): ', text)
+    setting, lighting, scene = (re.split(r'[,;]\s', parts[0], maxsplit=2) + ['', ''])[:3]
     fields = {'setting': setting, 'lighting': lighting, 'scene': scene} | dict(zip(parts[1::2], parts[2::2]))
     fields = {name: value for name, value in fields.items() if value and _END not in value}
     if 'objects' in fields: fields['objects'] = fields['objects'].split(', ')
     return fields
 
 # %% ../nbs/03_diagnosis.ipynb #03-060
+_NUMBER_TEXT = re.compile(r'\s*([-+]?\d{1,9}(?:\.\d{1,9})?)\s*(?:/\s*100|%|[a-z]*)\s*', re.I)
+
 def as_number(
     value:object, # from JSON or a stage
 )->float: # None when it is not a finite number
     "A number, or a string that is one: `'42'`, `'42%'`, `'42/100'`, `'2.5 px'`."
-    number = re.fullmatch(r'\s*([-+]?\d{1,9}(?:\.\d{1,9})?)\s*(?:/\s*100|%|[a-z]*)\s*', value, re.I) if isinstance(value, str) else None
-    if number: value = float(number[1])
+    if isinstance(value, str) and (number := _NUMBER_TEXT.fullmatch(value)): value = float(number[1])
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return float(value) if good else None
 
@@ -378,12 +387,13 @@ def read_parameter(
     where = f'{kind}.{parameter.name}'
     if parameter.choices:
         choice = str(value).strip().lower()
-        return choice if choice in parameter.choices else repairs.append(f'{where} {_quoted(value)} is not a choice: left out')
+        if choice in parameter.choices: return choice
+        return repairs.append(f'{where} {_quoted(value)} is not a choice: left out')
     number = as_number(value)
     if number is None: return repairs.append(f'{where} {_quoted(value)} is not a number: left out')
     final = written_value(parameter, number)
-    if not parameter.low <= number <= parameter.high: repairs.append(f'{where} {number:g} clipped to {final:g}')
-    elif final != number: repairs.append(f'{where} {number:g} rounded to {final:g}')
+    how = 'rounded' if parameter.low <= number <= parameter.high else 'clipped'
+    if final != number: repairs.append(f'{where} {number:g} {how} to {final:g}')
     return final
 
 def read_parameters(
@@ -394,7 +404,8 @@ def read_parameters(
 )->dict: # name -> value
     "The kind's parameters: from the JSON, else from stage 3."
     values, known = {}, {p.name: p for p in DEGRADATIONS[kind].parameters}
-    repairs += [f'{kind}.{free_text(name)[:24]} unknown: dropped' for name in record if name not in known and name != 'severity']
+    unknown = set(record) - set(known) - {'severity'}
+    repairs += [f'{kind}.{free_text(name)[:24]} unknown: dropped' for name in sorted(unknown)]
     for name in known:
         if name not in record and name not in stage: continue
         value = read_parameter(kind, known[name], record.get(name, stage.get(name)), repairs)
@@ -412,7 +423,9 @@ def read_scene(
     fields = {}
     for name, value in record.items() if isinstance(record, dict) else ():
         name, items = name.strip().lower(), value if isinstance(value, list) else [value]
-        if name not in vars(Scene()): repairs.append(f'scene.{free_text(name)[:24]} unknown: dropped'); continue
+        if name not in vars(Scene()):
+            repairs.append(f'scene.{free_text(name)[:24]} unknown: dropped')
+            continue
         words = [str(v) for v in items if isinstance(v, (str, float))]
         if len(words) < len(items): repairs.append(f'scene.{name} holds what is not text: left out')
         fields[name] = words if name == 'objects' else ', '.join(words)
@@ -432,16 +445,18 @@ def settle_severity(
     entry = _entry(kind, record)
     value = read_severity(kind, entry['severity'], repairs) if 'severity' in entry else None
     staged = None if staged is None else read_severity(kind, staged, repairs if value is None else [])
-    if value is None and complete and kind not in record: value = 0
+    if value is None and complete and set(record) <= {'scene', *DEGRADATIONS} - {kind}: value = 0
     if None not in (value, staged) and value != staged:
-        repairs.append(f'{kind} is {staged} in stage 2, {value if kind in record else "absent"} in the JSON: JSON kept')
+        told = value if kind in record else 'absent'
+        repairs.append(f'{kind} is {staged} in stage 2, {told} in the JSON: JSON kept')
     if value is None and staged and record: repairs.append(f'{kind} severity taken from stage 2')
     return staged if value is None else value
 
 def _entry(kind:str, record:dict)->dict:
     "What the JSON says of a kind; `{\"fog\": 42}` is read as a severity."
     entry = record.get(kind, {})
-    return {k.strip().lower(): v for k, v in entry.items()} if isinstance(entry, dict) else {'severity': entry}
+    if not isinstance(entry, dict): return {'severity': entry}
+    return {name.strip().lower(): value for name, value in entry.items()}
 
 # %% ../nbs/03_diagnosis.ipynb #03-068
 class CoTError(ValueError):
@@ -470,8 +485,10 @@ def _wrapping(text:str, record:dict, complete:bool, parts:dict)->list: # of str
     after = text[text.rfind('}') + 1:].replace('```', '') if complete else ''
     missing = [s for s in _STAGES if s not in parts]
     notes = {'code fence ignored': '```' in text, 'text before the diagnosis ignored': before.strip(),
-             'no readable JSON: read from the stages': record is None, 'JSON cut off': record is not None and not complete,
-             'text after the diagnosis ignored': after.strip(), f'stages missing: {", ".join(missing)}': missing}
+             'no readable JSON: read from the stages': record is None,
+             'JSON cut off': record is not None and not complete,
+             'text after the diagnosis ignored': after.strip(), 'no stages: read from the JSON': not parts,
+             f'stages missing: {", ".join(missing)}': parts and missing}
     return [note for note, true in notes.items() if true]
 
 def _unknown_kinds(record:dict, stage:str)->list: # of str
@@ -494,9 +511,10 @@ def parse_cot(
 
     staged = stage_severities(quantify)
     severities = {k: settle_severity(k, record, complete, staged.get(k), repairs) for k in DEGRADATIONS}
-    left_out = tuple(k for k, s in severities.items() if s is None and (k in record or _identified(k, identify)))
+    named = [k for k in DEGRADATIONS if k in record or _identified(k, identify)]
+    left_out = tuple(k for k in named if severities[k] is None)
     stated = any(severities.values()) or not left_out and (0 in severities.values() or _none(identify))
-    if not stated: raise CoTError(f'no severity in {_quoted(text)}: expected the stages and JSON of Diagnosis.to_cot')
+    if not stated: raise CoTError(f'no severity in {_quoted(text)}: expected text as Diagnosis.to_cot gives')
     repairs += [f'{k} named without severity: left out' for k in left_out]
 
     staged = stage_parameters(parts.get('parameters', ''))
@@ -524,10 +542,11 @@ def parameter_features(
     parameter:Parameter,
     value:object=None, # None: absent
 )->list: # of float
-    "A parameter as numbers: one-hot for a choice, (sin 2a, cos 2a) for an angle, else in [0, 1]; zeros where absent."
+    "A parameter as numbers: one-hot for a choice, (sin 2a, cos 2a) for an angle, else 0-1; zeros if absent."
     if parameter.choices: return [float(value == choice) for choice in parameter.choices]
     if parameter.name == 'angle':
-        return [0., 0.] if value is None else [math.sin(2 * math.radians(value)), math.cos(2 * math.radians(value))]
+        twice = 2 * math.radians(value or 0)
+        return [0., 0.] if value is None else [math.sin(twice), math.cos(twice)]
     return [0. if value is None else (value - parameter.low) / (parameter.high - parameter.low)]
 
 def diagnosis_vector(
@@ -548,7 +567,7 @@ def diagnosis_vectors(
     diagnoses:list, # of B Diagnosis
 )->torch.Tensor: # (B, D) float32
     "One row a diagnosis; (0, D) for none."
-    return torch.stack([diagnosis_vector(d) for d in diagnoses]) if diagnoses else torch.zeros(0, DIAGNOSIS_DIM)
+    return torch.cat([torch.zeros(0, DIAGNOSIS_DIM), *(diagnosis_vector(d)[None] for d in diagnoses)])
 
 def vector_names()->list: # of DIAGNOSIS_DIM str
     "What each entry of `diagnosis_vector` is."
