@@ -6,7 +6,7 @@ from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, degrade, reg
 from rr.diagnosis import (CoTError, DIAGNOSIS_DIM, Diagnosis, Finding, Scene, diagnosis_vector, diagnosis_vectors,
                           free_text, parse_cot, vector_names)
 
-quick = settings(max_examples=150, deadline=None, derandomize=True)
+quick = settings(max_examples=50, deadline=None, derandomize=True)
 
 def values(parameter):
     if parameter.choices: return st.sampled_from(parameter.choices)
@@ -121,7 +121,7 @@ def check_every_cut(diagnosis):
 @pytest.mark.parametrize('diagnosis', [full, full.with_severity('noise', 100), full.with_severity('rain', 1), Diagnosis()])
 def test_no_cut_invents_a_number(diagnosis): check_every_cut(diagnosis)
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=3, deadline=None, derandomize=True)
 @given(diagnoses(plain_text))
 def test_no_cut_of_any_diagnosis_invents_a_number(diagnosis): check_every_cut(diagnosis)
 
