@@ -7,8 +7,8 @@ the restorer better."""
 __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_step', 'cps_step', 'sde_step', 'noise_budget',
            'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
            'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
-           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'at_size', 'GRPO', 'add_lora', 'lora_off',
-           'without_lora']
+           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'sample_group', 'at_size', 'step_divergence',
+           'group_gradient', 'GRPO', 'check_trainer', 'train_lora', 'lora_off', 'without_lora']
 
 # %% ../nbs/11_rl.ipynb #11-003
 import json, math, time
@@ -65,7 +65,7 @@ def _draw(mean, std, taken, generator) -> Step:
     if taken is None:
         if std == 0: taken = mean
         else:
-            if generator is None: raise ValueError('a step by chance needs generator=, such as rr.core.seeded(0)')
+            if generator is None: raise ValueError('a step by chance needs generator=, such as seeded(0)')
             taken = mean + std * draw_noise(mean.shape, generator, mean.device)
     taken = taken.detach().float()
     return Step(taken, mean, std, gaussian_log_prob(taken, mean, std))
@@ -116,7 +116,8 @@ def sde_step(
 ) -> Step:
     "Euler-Maruyama step of the SDE with the flow's marginals (Flow-GRPO, arXiv 2505.05470, section 4)"
     if eta < 0: raise ValueError(f'eta is {eta}; the noise level of sde_step is 0 or more')
-    if eta and t > 0.999 and t_next == 0: raise ValueError('sde_step cannot go from t = 1 to 0 at once: take 2 or more steps')
+    if eta and t > 0.999 and t_next == 0:
+        raise ValueError('sde_step cannot go from t = 1 to 0 at once: take 2 or more steps')
     x, v, h = x.float(), v.float(), t - t_next
     at = t if t < 0.999 else t_next
     strength = eta * math.sqrt(at / (1 - at)) if eta else 0.
@@ -238,8 +239,8 @@ def severity_reward(
     "guard * (weighted severity drop) - (weighted severity introduced), in units of 100 severity points."
     change = (before - after) / 100 * (1. if weights is None else weights)
     drop, introduced = change.clamp(min=0).sum(1), (-change).clamp(min=0).sum(1)
-    terms = dict(severity_before=before.expand_as(after), severity_after=after, drop=drop, introduced=introduced, guard=guard)
-    return guard * drop - introduced, terms
+    terms = dict(severity_before=before.expand_as(after), severity_after=after)
+    return guard * drop - introduced, terms | dict(drop=drop, introduced=introduced, guard=guard)
 
 # %% ../nbs/11_rl.ipynb #11-040
 def structure(
@@ -256,7 +257,7 @@ def structure(
     variances = (moments(a, a).clamp(min=0) + c) * (moments(b, b).clamp(min=0) + c)
     return ((moments(a, b) + c) / variances.sqrt()).flatten(1).mean(1).clamp(0, 1)
 
-# %% ../nbs/11_rl.ipynb #11-041
+# %% ../nbs/11_rl.ipynb #11-043
 @lru_cache
 def _metric(name, device):
     "The pyiqa metric `name`, made once."
@@ -278,15 +279,16 @@ def no_guard(before, after, clean=None):
     "1 for everything: the reward believes the reasoner alone."
     return after.new_ones(len(after))
 
-# %% ../nbs/11_rl.ipynb #11-042
+# %% ../nbs/11_rl.ipynb #11-044
 def as_batch(
     images,  # (3,H,W), (B,3,H,W), or a list of (3,H,W) of one size
 ) -> torch.Tensor:  # (B,3,H,W)
     "Images as one batch; a group is restorations of one photo, so its sizes agree."
     if not torch.is_tensor(images):
         sizes = {tuple(i.shape) for i in images}
-        if len(sizes) != 1: raise ValueError(f'got images of sizes {sorted(sizes)}; a reward compares images of one size: '
-                                             'call it once for each photo')
+        if len(sizes) != 1:
+            raise ValueError(f'got images of sizes {sorted(sizes)}; a reward compares images of one size: '
+                             'call it once for each photo')
         images = torch.stack(list(images))
     return images[None] if images.ndim == 3 else images
 
@@ -305,7 +307,7 @@ class SeverityReward:
 
     @torch.no_grad()
     def __call__(self, before, after, clean=None) -> torch.Tensor:  # (B,)
-        "Reward of each `after`; `self.terms` keeps what went into it. `before` and `clean` may be single images."
+        "Reward of each `after`; `self.terms` keeps what went into it. `before` and `clean` may be one image."
         before, after = as_batch(before), as_batch(after)
         clean = None if clean is None else as_batch(clean)
         b, a = (self.reasoner.severity(i).float().cpu() for i in (before, after))
@@ -313,7 +315,7 @@ class SeverityReward:
         reward, self.terms = severity_reward(b, a, guard, self.weights)
         return reward
 
-# %% ../nbs/11_rl.ipynb #11-044
+# %% ../nbs/11_rl.ipynb #11-046
 class MetricGain:
     "Gain of a pyiqa metric from the photo to the restored photo; 'psnr' and 'ssim' ask for a clean photo."
     def __init__(self,
@@ -326,14 +328,14 @@ class MetricGain:
         before, after = as_batch(before), as_batch(after)
         metric = _metric(self.name, str(after.device))
         if metric.metric_mode == 'FR' and clean is None:
-            raise ValueError(f'{self.name} compares with a clean photo, and there is none: pass clean=, or take a '
-                             'metric without reference, such as piqe')
+            raise ValueError(f'{self.name} compares with a clean photo, and there is none: pass clean=, or '
+                             'take a metric without reference, such as piqe')
         extra = () if metric.metric_mode != 'FR' else (as_batch(clean).expand_as(after),)
         a, b = (metric(i.expand_as(after), *extra).reshape(-1).float().cpu() for i in (after, before))
         self.terms = dict(before=b, after=a)
         return (a - b) * (-1 if metric.lower_better else 1)
 
-# %% ../nbs/11_rl.ipynb #11-046
+# %% ../nbs/11_rl.ipynb #11-048
 class Advantages(NamedTuple):
     "Advantage of every member of every group, and which groups have something to say"
     values: torch.Tensor  # (G,n); 0 in dropped groups
@@ -345,16 +347,17 @@ def advantages(
     min_spread:float=1e-6,  # groups whose rewards have a smaller standard deviation are dropped
 ) -> Advantages:
     "How much better than its group each restoration was, in standard deviations of the group."
-    if rewards.ndim != 2: raise ValueError(f'got rewards of shape {tuple(rewards.shape)}; expected (groups, members)')
+    if rewards.ndim != 2:
+        raise ValueError(f'got rewards of shape {tuple(rewards.shape)}; expected (groups, members)')
     if rewards.shape[1] < 2:
-        raise ValueError('group size 1: an advantage compares a restoration with others of the same photo, and a group '
-                         'of one has no others (its advantage is always 0). Take a group of 4 or more')
+        raise ValueError('group size 1: an advantage compares a restoration with others of the same photo, '
+                         'and one alone has no others (its advantage is always 0). Take a group of 4 or more')
     spread = rewards.std(1, keepdim=True, unbiased=False)
     kept = (spread > min_spread).squeeze(1)
     values = ((rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)).clamp(-clip, clip)
     return Advantages(values * kept[:, None], kept)
 
-# %% ../nbs/11_rl.ipynb #11-052
+# %% ../nbs/11_rl.ipynb #11-054
 def policy_loss(
     log_prob:torch.Tensor,  # of the steps taken, under the policy as it is now, (B,)
     old_log_prob:torch.Tensor,  # under the policy that took them, (B,)
@@ -366,7 +369,7 @@ def policy_loss(
     worst = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     return -worst.mean(), ratio
 
-# %% ../nbs/11_rl.ipynb #11-057
+# %% ../nbs/11_rl.ipynb #11-059
 @dataclass
 class GRPOConfig:
     "Settings of `GRPO`; the defaults suit the nano restorer on a CPU."
@@ -381,69 +384,81 @@ class GRPOConfig:
     max_grad_norm: float = 1.
     seed: int = 0
 
-# %% ../nbs/11_rl.ipynb #11-058
+# %% ../nbs/11_rl.ipynb #11-061
+def sample_group(
+    policy:FlowPolicy,
+    photo:torch.Tensor,  # (3,H,W)
+    diagnosis,  # its `Diagnosis`
+    config:GRPOConfig,
+    seed:int,  # of start and steps
+):  # condition, `Rollout`
+    "A group of restorations of one photo."
+    c, photos = config, photo[None].expand(config.group, -1, -1, -1)
+    with torch.no_grad(): cond = policy.condition(photos, [diagnosis] * c.group)
+    start = policy.start(photos, seed)
+    return cond, sample_with_log_probs(policy, cond, start, c.steps, c.eta, c.step, seeded(seed + 1))
+
+# %% ../nbs/11_rl.ipynb #11-062
 def at_size(
     images:torch.Tensor,  # (B,3,h,w); an editing model works at a size of its own
     size:tuple[int, int],  # (H, W) of the photo
 ) -> torch.Tensor:  # (B,3,H,W) in [0,1]
     "The images at the size of their photo."
-    if tuple(images.shape[-2:]) != tuple(size): images = F.interpolate(images, tuple(size), mode='bicubic', antialias=True)
-    return images.clamp(0, 1)
+    if tuple(images.shape[-2:]) == tuple(size): return images.clamp(0, 1)
+    return F.interpolate(images, tuple(size), mode='bicubic', antialias=True).clamp(0, 1)
 
-# %% ../nbs/11_rl.ipynb #11-059
+# %% ../nbs/11_rl.ipynb #11-064
+def step_divergence(
+    policy:FlowPolicy, reference,  # reference: velocity (x, t, cond) -> v
+    cond, rollout:Rollout, k:int,  # the path and which of its steps
+    now:Step,  # the policy's own step, with gradients
+) -> torch.Tensor:  # scalar
+    "Divergence of step `k` from the reference's, averaged over dimensions and group."
+    r, x, start = rollout, rollout.trajectory[k], (policy.anchor(cond), policy.noise_scale)
+    with torch.no_grad():
+        v = reference(x, x.new_full((len(x),), r.times[k]), cond)
+        mean = STEPS[r.step](x, v, r.times[k], r.times[k + 1], r.eta, *start, taken=x).mean
+    return ((now.mean - mean)**2).mean() / (2 * now.std**2)
+
+# %% ../nbs/11_rl.ipynb #11-066
+def _mean(values) -> float: return sum(values) / len(values) if values else 0.
+
+def group_gradient(
+    policy:FlowPolicy, cond, rollout:Rollout,  # one group
+    advantage:torch.Tensor,  # (n,)
+    config:GRPOConfig,
+    reference=None,  # velocity to stay near, for `config.kl > 0`
+    share:float=1.,  # weight of this group in the update
+) -> dict:  # averages for the log
+    "Add the gradient of one group's loss to the policy's parameters."
+    losses, ratios, divergences = [], [], []
+    for k in rollout.decisions:
+        now = step_of(policy, cond, rollout, k)
+        loss, ratio = policy_loss(now.log_prob, rollout.log_probs[k], advantage, config.clip)
+        if config.kl:
+            divergences.append(step_divergence(policy, reference, cond, rollout, k, now))
+            loss = loss + config.kl * divergences[-1]
+        (loss * share / len(rollout.decisions)).backward()
+        losses.append(loss.item()); ratios.append(ratio.detach())
+    off = (torch.cat(ratios) - 1).abs()
+    return dict(loss=_mean(losses), kl=_mean([d.item() for d in divergences]), ratio_off=off.max().item(),
+                clipped=(off > config.clip).float().mean().item())
+
+# %% ../nbs/11_rl.ipynb #11-068
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     def __init__(self,
-        policy,  # a `FlowPolicy`; those of its parameters that require a gradient are trained
-        reward,  # (before (1,3,H,W), after (n,3,H,W), clean or None) -> (n,)
+        policy:FlowPolicy,  # those of its parameters that require a gradient are trained
+        reward,  # (before (3,H,W), after (n,3,H,W), clean (3,H,W) or None) -> (n,)
         config:GRPOConfig=None,
         reference=None,  # velocity (x, t, cond) -> v to stay near, for `kl > 0`
-        log:str|Path=None,  # JSONL file that gets one line an update
+        log=None,  # JSONL file that gets one line an update
     ):
         self.policy, self.reward, self.reference = policy, reward, reference
         self.config, self.log, self.history = config or GRPOConfig(), log, []
-        if self.config.group < 2: advantages(torch.zeros(1, self.config.group))  # says why
-        if self.config.kl and reference is None: raise ValueError(f'kl is {self.config.kl} but there is no reference to stay '
-                                                                  'near: pass reference=')
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
-        if not self.parameters: raise ValueError('none of the policy\'s parameters requires a gradient: nothing to train')
+        check_trainer(self)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.config.lr, weight_decay=0.)
-
-    def sample(self,
-        photo:torch.Tensor,  # (3,H,W)
-        diagnosis,  # its `Diagnosis`
-        seed:int,  # of start and steps
-    ):  # condition, `Rollout`
-        "A group of restorations of one photo."
-        c, group = self.config, photo[None].expand(self.config.group, -1, -1, -1)
-        with torch.no_grad(): cond = self.policy.condition(group, [diagnosis] * c.group)
-        start = self.policy.start(group, seed)
-        return cond, sample_with_log_probs(self.policy, cond, start, c.steps, c.eta, c.step, seeded(seed + 1))
-
-    def learn(self, cond, rollout, advantage, share) -> dict:
-        "Add the gradient of one group's loss; `share` is its weight in the update."
-        losses, ratios, divergences = [], [], []
-        for k in rollout.decisions:
-            now = step_of(self.policy, cond, rollout, k)
-            loss, ratio = policy_loss(now.log_prob, rollout.log_probs[k], advantage, self.config.clip)
-            if self.config.kl:
-                divergence = self._divergence(cond, rollout, k, now)
-                loss = loss + self.config.kl * divergence
-                divergences.append(divergence.item())
-            (loss * share / len(rollout.decisions)).backward()
-            losses.append(loss.item()); ratios.append(ratio.detach())
-        off = (torch.cat(ratios) - 1).abs()
-        return dict(loss=_mean(losses), ratio_off=off.max().item(), clipped=(off > self.config.clip).float().mean().item(),
-                    kl=_mean(divergences))
-
-    def _divergence(self, cond, rollout, k, now):
-        "Divergence of step `k` from the reference's, averaged over dimensions and group."
-        x, t = rollout.trajectory[k], rollout.times[k]
-        with torch.no_grad():
-            v = self.reference(x, x.new_full((len(x),), t), cond)
-            mean = STEPS[rollout.step](x, v, t, rollout.times[k + 1], rollout.eta, self.policy.anchor(cond),
-                                       self.policy.noise_scale, rollout.trajectory[k + 1]).mean
-        return ((now.mean - mean)**2).mean() / (2 * now.std**2)
 
     def update(self,
         photos:list,  # (3,H,W) tensors, of any sizes
@@ -451,47 +466,54 @@ class GRPO:
         clean:list=None,  # clean photos, for the guard and for metrics with reference
     ) -> dict:  # what goes to the log
         "One update of the weights from one group a photo."
-        began, number = time.perf_counter(), len(self.history)
+        began, number, c = time.perf_counter(), len(self.history), self.config
         groups, rewards = [], []
         for i, (photo, diagnosis) in enumerate(zip(photos, diagnoses, strict=True)):
-            groups.append(self.sample(photo, diagnosis, self.config.seed + 1_000_003 * number + 1009 * i))
-            after = at_size(groups[-1][1].images, photo.shape[-2:])
-            rewards.append(self.reward(photo, after, None if clean is None else clean[i]).to(photo.device))
+            seed = c.seed + 1_000_003 * number + 1009 * i
+            groups.append(sample_group(self.policy, photo, diagnosis, c, seed))
+            after = at_size(groups[-1][1].images, photo.shape[-2:]).to(photo.device)
+            rewards.append(self.reward(photo, after, None if clean is None else clean[i]))
         rewards = torch.stack(rewards)
         adv = advantages(rewards)
         record = dict(update=number, reward=rewards.mean().item(), best=rewards.max(1).values.mean().item(),
                       spread=rewards.std(1, unbiased=False).mean().item(), dropped=int((~adv.kept).sum()))
-        for _ in range(self.config.epochs if adv.kept.any() else 0): record |= self._epoch(groups, adv)
-        record['seconds'] = round(time.perf_counter() - began, 3)
-        return self._keep(record)
+        for _ in range(c.epochs if adv.kept.any() else 0): record |= self.step(groups, adv)
+        return self.keep(record | dict(seconds=round(time.perf_counter() - began, 3)))
 
-    def _epoch(self, groups, adv) -> dict:
+    def step(self, groups, adv:Advantages) -> dict:
         "One step of the optimiser over all groups that were kept."
         self.optimizer.zero_grad(set_to_none=True)
-        device = self.parameters[0].device
-        reports = [self.learn(*groups[i], adv.values[i].to(device), 1 / int(adv.kept.sum()))
-                   for i in adv.kept.nonzero().flatten().tolist()]
+        kept, values = adv.kept.nonzero().flatten().tolist(), adv.values.to(self.parameters[0].device)
+        rest = self.config, self.reference, 1 / len(kept)
+        reports = [group_gradient(self.policy, *groups[i], values[i], *rest) for i in kept]
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        return dict({k: _mean([r[k] for r in reports]) for k in reports[0]}, grad_norm=norm.item())
+        return {k: _mean([r[k] for r in reports]) for k in reports[0]} | dict(grad_norm=norm.item())
 
-    def _keep(self, record) -> dict:
+    def keep(self, record:dict) -> dict:
         "Append the record to the history and to the log file."
         self.history.append(record)
         if self.log is not None:
             with open(self.log, 'a') as f: f.write(json.dumps(record) + '\n')
         return record
 
-def _mean(values) -> float: return sum(values) / len(values) if values else 0.
+# %% ../nbs/11_rl.ipynb #11-069
+def check_trainer(trainer:GRPO):
+    "ValueError for settings with which nothing could be learned."
+    c = trainer.config
+    if c.group < 2: advantages(torch.zeros(1, c.group))  # says why
+    if c.kl and trainer.reference is None:
+        raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
+    if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')
 
-# %% ../nbs/11_rl.ipynb #11-070
-def add_lora(
+# %% ../nbs/11_rl.ipynb #11-080
+def train_lora(
     policy:FlowPolicy,  # its network is frozen, and gets the LoRA
     rank:int=8,
     alpha:float=16,  # the update counts alpha / rank
     targets:list=None,  # names of layers; default: every linear and convolutional one
 ) -> FlowPolicy:
-    "Put a fresh LoRA into the policy's network; only the LoRA trains. (For Qwen: `QwenRestorer.add_lora`.)"
+    "Put a fresh LoRA into the policy's network; only the LoRA trains."
     from peft import LoraConfig, inject_adapter_in_model
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     module = policy.module.requires_grad_(False)

@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from rr.core import seeded
-from rr.restorer import FlowPolicy, NanoFlowPolicy, QwenRestorer, draw_noise, tiny_qwen_pipeline
+from rr.restorer import FlowPolicy, NanoFlowPolicy, QwenRestorer, add_lora, draw_noise, tiny_qwen_pipeline
 from rr.diagnosis import Diagnosis, Finding
 from rr.nano import NanoRestorerNet
-from rr.rl import (GRPO, GRPOConfig, GaussianFlow, MetricGain, STEPS, SeverityReward, add_lora, advantages, cps_step, euler_step,
+from rr.rl import (GRPO, GRPOConfig, GaussianFlow, MetricGain, STEPS, SeverityReward, advantages, cps_step, euler_step,
                    log_probs_of, no_guard, noise_budget, path_ends, policy_loss, sample_with_log_probs,
-                   sde_step, severity_reward, structure, without_lora)
+                   sde_step, severity_reward, structure, train_lora, without_lora)
 
 PAIRS = [(1., 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.)]
 
@@ -318,7 +318,7 @@ def test_nano_policy_ratios_are_exactly_one():
 
 
 def test_lora_trains_alone_and_can_be_switched_off():
-    plain, policy = nano_policy(), add_lora(nano_policy(), rank=2)
+    plain, policy = nano_policy(), train_lora(nano_policy(), rank=2)
     x, t = torch.rand(2, 3, 32, 32, generator=seeded(0)), torch.full((2,), 0.5)
     cond = policy.condition(x, [fog()] * 2)
     with torch.no_grad(): before = plain.velocity(x, t, cond)
@@ -338,8 +338,9 @@ def test_lora_trains_alone_and_can_be_switched_off():
 
 def test_qwen_image_edit_learns_by_the_same_trainer():
     "The stock diffusers pipeline, small and random, with a LoRA: one update, exact ratios, weights of the LoRA changed."
-    restorer = QwenRestorer(tiny_qwen_pipeline(), pixels=64 * 64).add_lora(rank=2, alpha=2)
-    trainer = GRPO(restorer.policy, brightness, GRPOConfig(group=2, steps=3, lr=1e-2),)
+    restorer = QwenRestorer(tiny_qwen_pipeline(), pixels=64 * 64)
+    add_lora(restorer.policy.module, rank=2, alpha=2)
+    trainer = GRPO(restorer.policy, brightness, GRPOConfig(group=2, steps=3, lr=1e-2))
     before = [p.detach().clone() for p in trainer.parameters]
     record = trainer.update([torch.rand(3, 48, 64, generator=seeded(0))], [fog()])
     assert record['ratio_off'] == 0 and record['grad_norm'] > 0
