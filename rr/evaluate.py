@@ -6,13 +6,13 @@
 __all__ = ['PRESENT', 'LUMA', 'STATISTICS', 'CONDITIONS', 'CLASSICAL', 'SPEAKERS', 'MEASURES', 'METHODS', 'CLEAN_GOAL',
            'SECTIONS', 'ssim', 'severity_error', 'presence_counts', 'f1_score', 'bootstrap', 'luma', 'dark_channel',
            'fog_statistic', 'noise_sigma', 'blur_statistic', 'directional_covariance', 'rain_statistic',
-           'SeverityEstimator', 'fit_estimator', 'Baselines', 'fit_baselines', 'Condition', 'Source',
+           'SeverityEstimator', 'fit_estimator', 'Baselines', 'fit_baselines', 'Condition', 'fixed_severity', 'Source',
            'evaluation_photos', 'condition_pair', 'box_mean', 'guided_filter', 'dehaze', 'row_median', 'unsharp_mask',
            'total_variation', 'non_local_means', 'bm3d', 'installed', 'RecordLog', 'fingerprint', 'reasoner_record',
            'through_network', 'restored_versions', 'restorer_record', 'one_megapixel', 'measure_command',
            'speed_record', 'with_interval', 'reasoner_table', 'writing_table', 'restorer_row', 'restorer_table',
-           'speed_table', 'Results', 'Evaluation', 'evaluate', 'plot_severity', 'plot_gain', 'paired_photos',
-           'noisy_photos', 'evaluate_pairs']
+           'speed_table', 'Results', 'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain',
+           'paired_photos', 'noisy_photos', 'evaluate_pairs']
 
 # %% ../nbs/14_evaluate.ipynb #14-002
 import hashlib, json, math, os, subprocess, sys, tempfile, time
@@ -28,7 +28,8 @@ import torch.nn.functional as F
 
 from .core import atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth
-from .degrade import DEGRADATIONS, KINDS, Degraded, convolve, degrade, gaussian_kernel, kind_generator, severity_of
+from .degrade import (DEGRADATIONS, KINDS, Degraded, convolve, degrade, gaussian_kernel, kind_generator,
+                        severity_of, severity_table)
 from .diagnosis import Diagnosis, parse_cot
 from .restorer import NanoRestorer
 from .severity import Table, center_crop
@@ -43,12 +44,14 @@ def _band(
     for offset, weight in enumerate(window / window.sum()): band.diagonal(offset).fill_(float(weight))
     return band
 
+# %% ../nbs/14_evaluate.ipynb #14-009
 def ssim(
     a:torch.Tensor, # (3, H, W), 0-1, at least 11 pixels a side
     b:torch.Tensor, # the same shape
 )->torch.Tensor: # a number, 1 for equal images
     "Structural similarity: RGB, data range 1, Gaussian window 11x11 of sigma 1.5, no padding."
-    if a.shape != b.shape: raise ValueError(f'got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two of the same')
+    if a.shape != b.shape:
+        raise ValueError(f'got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two of the same')
     a, b = a.float().cpu(), b.float().cpu()
     rows, columns = _band(a.shape[-2]), _band(a.shape[-1]).T
     mean = lambda x: rows @ x @ columns
@@ -58,7 +61,7 @@ def ssim(
     luminance = (2 * mean_a * mean_b + c1) / (mean_a ** 2 + mean_b ** 2 + c1)
     return (luminance * (2 * cov + c2) / (var_a + var_b + c2)).mean()
 
-# %% ../nbs/14_evaluate.ipynb #14-012
+# %% ../nbs/14_evaluate.ipynb #14-013
 def severity_error(
     truth:np.ndarray, # (photos,), 0 = absent
     predicted:np.ndarray, # (photos,)
@@ -69,7 +72,7 @@ def severity_error(
     if present_only: errors = errors[np.asarray(truth) > 0]
     return float(errors.mean()) if len(errors) else math.nan
 
-# %% ../nbs/14_evaluate.ipynb #14-016
+# %% ../nbs/14_evaluate.ipynb #14-017
 PRESENT = 15 # severity from which a kind counts as present
 
 def presence_counts(
@@ -82,6 +85,7 @@ def presence_counts(
     there, seen, absent = truth >= threshold, predicted >= threshold, truth == 0
     return np.stack([(there & seen).sum(0), (absent & seen).sum(0), (there & ~seen).sum(0)])
 
+# %% ../nbs/14_evaluate.ipynb #14-018
 def f1_score(
     counts:np.ndarray, # as `presence_counts` gives them; sum over kinds first for the micro average
 )->float: # 0-1; nan where the kind is neither there nor seen
@@ -89,7 +93,7 @@ def f1_score(
     tp, fp, fn = (float(x) for x in counts)
     return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else math.nan
 
-# %% ../nbs/14_evaluate.ipynb #14-020
+# %% ../nbs/14_evaluate.ipynb #14-022
 def bootstrap(
     rows:np.ndarray, # (photos, ...)
     statistic:Callable, # array like `rows` -> number
@@ -104,7 +108,7 @@ def bootstrap(
     if not values: return math.nan, math.nan
     return tuple(np.quantile(values, [(1 - level) / 2, (1 + level) / 2]).tolist())
 
-# %% ../nbs/14_evaluate.ipynb #14-024
+# %% ../nbs/14_evaluate.ipynb #14-026
 LUMA = torch.tensor([.299, .587, .114]).view(3, 1, 1)
 
 def luma(image): return (image * LUMA).sum(0, keepdim=True)
@@ -117,19 +121,21 @@ def dark_channel(
     size, darkest = 2 * radius + 1, -image.amin(0, keepdim=True)[None]
     return -F.max_pool2d(F.max_pool2d(darkest, (1, size), 1, (0, radius)), (size, 1), 1, (radius, 0))[0]
 
+# %% ../nbs/14_evaluate.ipynb #14-027
 def fog_statistic(image:torch.Tensor)->float:
     "20% quantile of the dark channel, after smoothing that keeps noise from making it dark."
     return float(dark_channel(convolve(image, gaussian_kernel(2.))).flatten().quantile(.2))
 
-# %% ../nbs/14_evaluate.ipynb #14-025
+# %% ../nbs/14_evaluate.ipynb #14-030
 def noise_sigma(
     image:torch.Tensor, # (3, H, W)
 )->float: # in 8-bit levels
-    "Standard deviation of the noise: the median response to a filter that is blind to edges, mean of three channels."
+    "Standard deviation of the noise: median response of an edge-blind filter, mean of the channels."
     kernel = torch.tensor([[1., -2, 1], [-2, 4, -2], [1, -2, 1]]) / 6
     response = F.conv2d(image[:, None], kernel[None, None]).abs().flatten(1)
     return float(response.median(1).values.mean() / .6745 * 255)
 
+# %% ../nbs/14_evaluate.ipynb #14-031
 def blur_statistic(image:torch.Tensor)->float:
     "Log variance of the Laplacian of luma, without what the estimated noise adds to it."
     kernel = torch.tensor([[0., 1, 0], [1, -4, 1], [0, 1, 0]])
@@ -137,13 +143,14 @@ def blur_statistic(image:torch.Tensor)->float:
     noise = 20 * (noise_sigma(image) / 255) ** 2 * float(LUMA.square().sum())
     return math.log(max(variance - noise, 1e-6))
 
-# %% ../nbs/14_evaluate.ipynb #14-026
+# %% ../nbs/14_evaluate.ipynb #14-032
 def directional_covariance(band:torch.Tensor, angle:float, shift:int=6)->float:
-    "Covariance of a (1, H, W) band with itself, moved by `shift` pixels at `angle` degrees from the vertical."
+    "Covariance of a (1, H, W) band with itself, moved `shift` pixels at `angle` degrees from vertical."
     dx, dy = round(shift * math.sin(math.radians(angle))), round(shift * math.cos(math.radians(angle)))
     moved = torch.roll(band, (dy, dx), (-2, -1))
     return float((band * moved)[..., shift:-shift, shift:-shift].mean())
 
+# %% ../nbs/14_evaluate.ipynb #14-033
 def rain_statistic(image:torch.Tensor)->float:
     "Likeness along falling directions minus that along lying ones, as a share of the fine band's energy."
     y = luma(image)
@@ -152,9 +159,10 @@ def rain_statistic(image:torch.Tensor)->float:
     lying = max(directional_covariance(band, a) for a in range(60, 121, 8))
     return (falling - lying) / max(float(band.square().mean()), 1e-8)
 
+# %% ../nbs/14_evaluate.ipynb #14-034
 STATISTICS = dict(fog=fog_statistic, rain=rain_statistic, blur=blur_statistic, noise=noise_sigma)
 
-# %% ../nbs/14_evaluate.ipynb #14-030
+# %% ../nbs/14_evaluate.ipynb #14-038
 @dataclass(frozen=True)
 class SeverityEstimator:
     "A statistic of a photo and the monotone curve that turns it into a severity."
@@ -166,6 +174,7 @@ class SeverityEstimator:
         "Estimated severity of this kind."
         return float(np.interp(STATISTICS[self.kind](image), self.knots, self.severities))
 
+# %% ../nbs/14_evaluate.ipynb #14-039
 def fit_estimator(
     kind:str, # a key of `STATISTICS`
     statistics:np.ndarray, # (n,) of training photos
@@ -179,7 +188,7 @@ def fit_estimator(
     best = min(fits, key=lambda fit: float(np.square(fit - truth).sum()))
     return SeverityEstimator(kind, tuple(knots), tuple(best))
 
-# %% ../nbs/14_evaluate.ipynb #14-031
+# %% ../nbs/14_evaluate.ipynb #14-040
 @dataclass(frozen=True)
 class Baselines:
     "What the reasoner is compared with: mean severities, and one classical estimator for each kind."
@@ -190,8 +199,9 @@ class Baselines:
         "The classical estimate of each kind."
         return {kind: estimator(image) for kind, estimator in self.estimators.items()}
 
+# %% ../nbs/14_evaluate.ipynb #14-041
 def fit_baselines(
-    train:Iterable|None=None, # clean photos (paths or tensors) that are not the test photos; default: the bundled ones
+    train:Iterable|None=None, # clean photos (paths or tensors), not those of the test; default: the bundled
     recipe:Recipe=EVALUATION,
     draws:int=8, # damaged copies of each photo
     seed:int=20_000, # far from the test's
@@ -209,7 +219,7 @@ def fit_baselines(
     estimators = {kind: fit_estimator(kind, rows[:, k], truth[:, k]) for k, kind in enumerate(KINDS)}
     return Baselines(dict(zip(KINDS, truth.mean(0).tolist())), estimators)
 
-# %% ../nbs/14_evaluate.ipynb #14-035
+# %% ../nbs/14_evaluate.ipynb #14-045
 @dataclass(frozen=True)
 class Condition:
     "One way to damage every photo of a folder."
@@ -228,13 +238,23 @@ CONDITIONS = {c.name: c for c in (
               classical=('total variation', 'non-local means'), goal=7.5),
     Condition('clean', Recipe(clean_share=1.)))}
 
-# %% ../nbs/14_evaluate.ipynb #14-036
+# %% ../nbs/14_evaluate.ipynb #14-046
+def fixed_severity(
+    kind:str,
+    parameters:dict, # with the strength parameters of the kind: extinction, density, intensity, veil or sigma
+)->float: # 0-100
+    "The severity that the scale gives to fixed parameters: the highest of what each of them says."
+    strengths = severity_table()['kinds'][kind]
+    return max(severity_of(kind, name, value) for name, value in parameters.items() if name in strengths)
+
+# %% ../nbs/14_evaluate.ipynb #14-048
 class Source(NamedTuple):
     "A clean photo to be tested on."
     name:str # relative to its folder
     path:Path
     index:int # place in its folder: with the seed, it decides the damage
 
+# %% ../nbs/14_evaluate.ipynb #14-049
 def evaluation_photos(
     folders, # one folder or several
     limit:int|None=None, # only the first so many of each folder
@@ -245,6 +265,7 @@ def evaluation_photos(
     return [Source(prefix(f) + p.relative_to(f).as_posix(), p, i)
             for f in folders for i, p in enumerate(clean_photos(f)[:limit])]
 
+# %% ../nbs/14_evaluate.ipynb #14-050
 def condition_pair(
     source:Source,
     condition:Condition,
@@ -252,23 +273,24 @@ def condition_pair(
 )->Pair: # for a recipe: what `evaluation_pairs(folder, recipe, seed)` gives for this photo
     "The photo, damaged as the condition says."
     g, clean = seeded(seed * 1_000_003 + source.index), read_photo(source.path).image
+    depth = read_depth(source.path)
     if condition.fixed is None:
         severities, pair_seed = condition.recipe.draw(g), int(torch.randint(2**31, (), generator=g))
-        return make_pair(clean, severities, pair_seed, source.name, None, read_depth(source.path))
+        return make_pair(clean, severities, pair_seed, source.name, None, depth)
     pair_seed, image = int(torch.randint(2**31, (), generator=g)), clean
     for kind, parameters in condition.fixed.items():
-        image = DEGRADATIONS[kind].apply(image, parameters, kind_generator(kind, pair_seed), read_depth(source.path))
-    severities = {k: max(severity_of(k, n, v) for n, v in p.items() if n in ('extinction', 'density', 'sigma'))
-                  for k, p in condition.fixed.items()}
+        image = DEGRADATIONS[kind].apply(image, parameters, kind_generator(kind, pair_seed), depth)
+    severities = {kind: fixed_severity(kind, parameters) for kind, parameters in condition.fixed.items()}
     truth = Diagnosis.from_degraded(Degraded(image.clamp(0, 1), severities, condition.fixed, pair_seed))
     return Pair(image.clamp(0, 1), clean, truth, source.name, pair_seed)
 
-# %% ../nbs/14_evaluate.ipynb #14-039
+# %% ../nbs/14_evaluate.ipynb #14-053
 def box_mean(image:torch.Tensor, radius:int)->torch.Tensor:
     "Mean over a square around each pixel; at the border over what is there."
     pool = lambda x, size, pad: F.avg_pool2d(x, size, 1, pad, count_include_pad=False)
     return pool(pool(image[None], (1, 2 * radius + 1), (0, radius)), (2 * radius + 1, 1), (radius, 0))[0]
 
+# %% ../nbs/14_evaluate.ipynb #14-054
 def guided_filter(
     guide:torch.Tensor, # (1, H, W)
     image:torch.Tensor, # (1, H, W)
@@ -277,9 +299,11 @@ def guided_filter(
 )->torch.Tensor: # (1, H, W)
     "`image`, smoothed but for the edges of `guide` (He 2013, eq. 5-8)."
     mean_g, mean_i = box_mean(guide, radius), box_mean(image, radius)
-    a = (box_mean(guide * image, radius) - mean_g * mean_i) / (box_mean(guide * guide, radius) - mean_g ** 2 + eps)
+    covariance = box_mean(guide * image, radius) - mean_g * mean_i
+    a = covariance / (box_mean(guide * guide, radius) - mean_g ** 2 + eps)
     return box_mean(a, radius) * guide + box_mean(mean_i - a * mean_g, radius)
 
+# %% ../nbs/14_evaluate.ipynb #14-055
 def dehaze(
     image:torch.Tensor, # (3, H, W)
     keep:float=.05, # haze that is left for the sense of depth
@@ -293,15 +317,18 @@ def dehaze(
     transmission = guided_filter(luma(image), transmission).clamp(floor, 1)
     return ((image - airlight) / transmission + airlight).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-040
+# %% ../nbs/14_evaluate.ipynb #14-056
 def row_median(image:torch.Tensor, radius:int=3)->torch.Tensor:
     "Median along each row: near-vertical streaks narrower than `radius` vanish."
-    return F.pad(image[None], (radius, radius, 0, 0), 'reflect')[0].unfold(-1, 2 * radius + 1, 1).median(-1).values
+    padded = F.pad(image[None], (radius, radius, 0, 0), 'reflect')[0]
+    return padded.unfold(-1, 2 * radius + 1, 1).median(-1).values
 
+# %% ../nbs/14_evaluate.ipynb #14-057
 def unsharp_mask(image:torch.Tensor, sigma:float=1.5, amount:float=.7)->torch.Tensor:
     "The photo plus a share of what a Gaussian takes away from it."
     return (image + amount * (image - convolve(image, gaussian_kernel(sigma)))).clamp(0, 1)
 
+# %% ../nbs/14_evaluate.ipynb #14-058
 def _with_channels_last(image, function): # through a library that wants (H, W, 3) arrays
     result = np.ascontiguousarray(function(image.permute(1, 2, 0).double().numpy()))
     return torch.from_numpy(result).float().permute(2, 0, 1).clamp(0, 1)
@@ -312,6 +339,7 @@ def total_variation(image:torch.Tensor)->torch.Tensor:
     weight = noise_sigma(image) / 255
     return _with_channels_last(image, lambda x: denoise_tv_chambolle(x, weight=weight, channel_axis=-1))
 
+# %% ../nbs/14_evaluate.ipynb #14-059
 def non_local_means(image:torch.Tensor)->torch.Tensor:
     "Non-local means with the estimated noise (scikit-image, fast mode)."
     from skimage.restoration import denoise_nl_means
@@ -319,12 +347,13 @@ def non_local_means(image:torch.Tensor)->torch.Tensor:
     return _with_channels_last(image, lambda x: denoise_nl_means(
         x, h=.8 * s, sigma=s, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1))
 
+# %% ../nbs/14_evaluate.ipynb #14-060
 def bm3d(image:torch.Tensor)->torch.Tensor:
     "BM3D with the estimated noise; needs the package bm3d and about a minute a megapixel."
     from bm3d import bm3d_rgb
     return _with_channels_last(image, lambda x: bm3d_rgb(x, noise_sigma(image) / 255))
 
-# %% ../nbs/14_evaluate.ipynb #14-041
+# %% ../nbs/14_evaluate.ipynb #14-061
 CLASSICAL = {'dark channel': dehaze, 'row median': row_median, 'unsharp mask': unsharp_mask,
              'total variation': total_variation, 'non-local means': non_local_means, 'bm3d': bm3d}
 _PACKAGES = {'total variation': 'skimage', 'non-local means': 'skimage', 'bm3d': 'bm3d'}
@@ -335,7 +364,7 @@ def installed(
     "The classical restorers whose packages are installed."
     return tuple(n for n in names if n not in _PACKAGES or find_spec(_PACKAGES[n]))
 
-# %% ../nbs/14_evaluate.ipynb #14-044
+# %% ../nbs/14_evaluate.ipynb #14-064
 class RecordLog:
     "Records by (section, condition, name, settings); with a path, on disk as they come."
     def __init__(self, path=None):
@@ -353,7 +382,8 @@ class RecordLog:
         for number, line in enumerate(whole.decode().splitlines(), 1):
             try: record = json.loads(line); self.records[self.key(record)] = record
             except (ValueError, KeyError, TypeError):
-                raise ValueError(f'{self.path}, line {number}: no evaluation record; choose another file') from None
+                problem = f'{self.path}, line {number}: no record of an evaluation; choose another file'
+                raise ValueError(problem) from None
 
     def get(self, *key): return self.records.get(key)
 
@@ -365,7 +395,7 @@ class RecordLog:
             with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(record) + '\n')
         return record
 
-# %% ../nbs/14_evaluate.ipynb #14-045
+# %% ../nbs/14_evaluate.ipynb #14-065
 def fingerprint(
     module:torch.nn.Module, # any size, quantised or not
 )->str: # 12 hexadecimal digits
@@ -378,11 +408,17 @@ def fingerprint(
             digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
-def _digest(settings:dict)->str: return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+# %% ../nbs/14_evaluate.ipynb #14-066
+def _digest(settings:dict)->str:
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-047
+# %% ../nbs/14_evaluate.ipynb #14-068
 def _by_kind(values)->dict: return {kind: round(float(v), 3) for kind, v in zip(KINDS, values)}
 
+def _severities(diagnosis)->dict: return _by_kind(map(diagnosis.severity, KINDS))
+
+# %% ../nbs/14_evaluate.ipynb #14-069
 def reasoner_record(
     pair:Pair,
     reasoner, # `rr.reasoner.Reasoner`
@@ -392,16 +428,16 @@ def reasoner_record(
     began = time.perf_counter()
     reply = reasoner.reply([pair.degraded])[0]
     seconds = time.perf_counter() - began
-    written = _by_kind(reply.diagnosis.severities()[k] for k in KINDS)
+    written = _severities(reply.diagnosis)
     expected = written if reply.severity is None else _by_kind(reply.severity)
-    record = dict(true=_by_kind(pair.diagnosis.severities()[k] for k in KINDS), expected=expected, written=written,
-                  valid=not reply.error, exact=not reply.error and not reply.repairs, repairs=list(reply.repairs),
-                  cot=reply.text, seconds=round(seconds, 3))
+    record = dict(true=_severities(pair.diagnosis), expected=expected, written=written,
+                  valid=not reply.error, exact=not reply.error and not reply.repairs,
+                  repairs=list(reply.repairs), cot=reply.text, seconds=round(seconds, 3))
     if baselines: record |= dict(mean=_by_kind(baselines.mean[k] for k in KINDS),
                                  classical=_by_kind(baselines.classical(pair.degraded)[k] for k in KINDS))
     return record
 
-# %% ../nbs/14_evaluate.ipynb #14-050
+# %% ../nbs/14_evaluate.ipynb #14-072
 def through_network(
     restorer, # `rr.restorer.Restorer`
     image:torch.Tensor, # (3, H, W)
@@ -411,13 +447,15 @@ def through_network(
 )->torch.Tensor: # (3, H, W)
     "The photo as the network leaves it, also when the diagnosis is clean and `restore` would not touch it."
     steps = restorer.default_steps if steps is None else steps
-    with torch.no_grad(): return restorer._restore(image.float(), diagnosis, steps, seed, None).to(image).clamp(0, 1)
+    with torch.no_grad(): restored = restorer._restore(image.float(), diagnosis, steps, seed, None)
+    return restored.to(image).clamp(0, 1)
 
+# %% ../nbs/14_evaluate.ipynb #14-073
 def _scores(image, clean)->tuple: # PSNR (None for equal images), SSIM
     value = float(psnr(image, clean))
     return None if math.isinf(value) else round(value, 4), round(float(ssim(image, clean)), 5)
 
-# %% ../nbs/14_evaluate.ipynb #14-051
+# %% ../nbs/14_evaluate.ipynb #14-074
 def restored_versions(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -435,6 +473,7 @@ def restored_versions(
     if condition.name == 'clean': yield 'network', through_network(restorer, photo, diagnosis, steps, seed)
     for name in installed(condition.classical): yield name, CLASSICAL[name](photo)
 
+# %% ../nbs/14_evaluate.ipynb #14-075
 def restorer_record(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -448,11 +487,11 @@ def restorer_record(
     for method, image in restored_versions(pair, diagnosis, restorer, condition, steps, seed):
         seconds[method] = round(time.perf_counter() - began, 3)
         scores[method], began = _scores(image, pair.clean), time.perf_counter()
-    truth = pair.diagnosis and _by_kind(pair.diagnosis.severities()[k] for k in KINDS)
-    return dict(true=truth, written=_by_kind(diagnosis.severities()[k] for k in KINDS), seconds=seconds,
-                psnr={m: s[0] for m, s in scores.items()}, ssim={m: s[1] for m, s in scores.items()})
+    return dict(true=pair.diagnosis and _severities(pair.diagnosis), written=_severities(diagnosis),
+                seconds=seconds, psnr={m: s[0] for m, s in scores.items()},
+                ssim={m: s[1] for m, s in scores.items()})
 
-# %% ../nbs/14_evaluate.ipynb #14-054
+# %% ../nbs/14_evaluate.ipynb #14-078
 def one_megapixel(
     photo:torch.Tensor, # (3, H, W)
 )->torch.Tensor: # (3, 1000, 1000)
@@ -460,12 +499,14 @@ def one_megapixel(
     big = F.interpolate(photo[None], (1000, 1000), mode='bicubic', antialias=True)[0].clamp(0, 1)
     return degrade(big, {'fog': 40, 'noise': 30}, seed=0).image
 
+# %% ../nbs/14_evaluate.ipynb #14-079
 def _median_seconds(function, repeats):
     times = []
     for _ in range(repeats):
         began = time.perf_counter(); function(); times.append(time.perf_counter() - began)
     return round(sorted(times)[len(times) // 2], 3)
 
+# %% ../nbs/14_evaluate.ipynb #14-080
 def measure_command(
     photo:torch.Tensor, # (3, H, W)
 )->dict: # command: seconds; memory: peak, GB; or error: why it failed
@@ -475,7 +516,8 @@ def measure_command(
         path = write_photo(Path(folder) / 'photo.png', photo)
         began = time.perf_counter()
         with open(Path(folder) / 'log.txt', 'wb') as log:
-            process = subprocess.Popen([sys.executable, '-m', 'rr', 'restore', str(path), '--out', folder], stdout=log, stderr=log)
+            command = [sys.executable, '-m', 'rr', 'restore', str(path), '--out', folder]
+            process = subprocess.Popen(command, stdout=log, stderr=log)
             _, status, usage = os.wait4(process.pid, 0)
         seconds, process.returncode = time.perf_counter() - began, os.waitstatus_to_exitcode(status)
         output = Path(log.name).read_text(errors='replace').strip()
@@ -483,7 +525,7 @@ def measure_command(
     unit = 1 if sys.platform == 'darwin' else 1024 # bytes
     return dict(command=round(seconds, 3), memory=round(usage.ru_maxrss * unit / 1e9, 3))
 
-# %% ../nbs/14_evaluate.ipynb #14-055
+# %% ../nbs/14_evaluate.ipynb #14-081
 def speed_record(
     pipeline, # `rr.pipeline.ReasonRestore`
     photo:torch.Tensor|None=None, # clean, any size; default: a bundled one
@@ -498,7 +540,7 @@ def speed_record(
     record = dict(seconds=seconds, threads=torch.get_num_threads(), device=str(pipeline.restorer.device))
     return record | (measure_command(image) if command else {})
 
-# %% ../nbs/14_evaluate.ipynb #14-057
+# %% ../nbs/14_evaluate.ipynb #14-083
 def with_interval(rows, statistic, digits:int=1)->str:
     "A statistic as text: `7.5 [6.1, 9.0]`; empty where there is nothing to measure."
     value = statistic(np.asarray(rows)) if len(rows) else math.nan
@@ -506,11 +548,11 @@ def with_interval(rows, statistic, digits:int=1)->str:
     low, high = bootstrap(rows, statistic)
     return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
+# %% ../nbs/14_evaluate.ipynb #14-084
 SPEAKERS = {'expected': 'reasoner, expected value (main)', 'written': 'reasoner, as written',
             'classical': 'classical estimators', 'mean': 'always the mean'}
 
-def _pick(rows, kinds): return rows[:, 0, kinds], rows[:, 1, kinds]
-
+# %% ../nbs/14_evaluate.ipynb #14-085
 def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over kinds
     def statistic(rows):
         errors = [severity_error(rows[:, 0, k], rows[:, 1, k], present) for k in kinds]
@@ -518,28 +560,29 @@ def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over ki
         return float(np.mean(errors)) if errors else math.nan
     return statistic
 
-def _f1(kinds): return lambda rows: f1_score(presence_counts(*_pick(rows, kinds)).sum(1))
+def _f1(kinds): return lambda rows: f1_score(presence_counts(rows[:, 0, kinds], rows[:, 1, kinds]).sum(1))
 
 MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, '<= 14'),
             'MAE, where present': (lambda k: _error(k, True), 1, ''),
             f'F1 of presence, severity >= {PRESENT}': (_f1, 2, '>= 0.85')}
 
-# %% ../nbs/14_evaluate.ipynb #14-058
+# %% ../nbs/14_evaluate.ipynb #14-086
 def reasoner_table(
     records:list[dict], # of the section reasoner
 )->Table: # a row for each measure and method, a column for each kind
-    "Errors and F1 on the photos of the condition mixed; the last column is the mean over kinds, for F1 the micro average."
+    "Errors and F1 on the condition mixed; `together` is the mean over kinds, for F1 the micro average."
     records = [r for r in records if r['condition'] == 'mixed']
     table = Table(caption=f'Reasoner: {len(records)} photos with one to three kinds, mean [95% interval]')
     for measure, (make, digits, goal) in MEASURES.items():
         for key, label in SPEAKERS.items():
             if not records or key not in records[0]: continue
-            rows = np.array([[[r[k][kind] for kind in KINDS] for k in ('true', key)] for r in records]) # (photos, 2, K)
+            rows = np.array([[list(r[k].values()) for k in ('true', key)] for r in records]) # (photos, 2, K)
             cells = {kind: with_interval(rows, make([i]), digits) for i, kind in enumerate(KINDS)}
-            table.append(dict(measure=measure, method=label) | cells | {
-                'together': with_interval(rows, make(range(len(KINDS))), digits), 'goal': goal if key == 'expected' else ''})
+            cells['together'] = with_interval(rows, make(range(len(KINDS))), digits)
+            table.append(dict(measure=measure, method=label, **cells, goal=goal if key == 'expected' else ''))
     return table
 
+# %% ../nbs/14_evaluate.ipynb #14-087
 def writing_table(
     records:list[dict], # of the section reasoner
 )->Table:
@@ -547,20 +590,20 @@ def writing_table(
     table = Table(caption='What the reasoner writes')
     for condition in dict.fromkeys(r['condition'] for r in records):
         rows = [r for r in records if r['condition'] == condition]
-        alarm = lambda key: sum(max(r[key].values()) >= PRESENT for r in rows) / len(rows)
-        clean = condition == 'clean'
-        table.append({'condition': condition, 'photos': len(rows), 'valid CoT': f'{np.mean([r["valid"] for r in rows]):.0%}',
-                      'without repair': f'{np.mean([r["exact"] for r in rows]):.0%}',
-                      'false alarms, expected': f'{alarm("expected"):.0%}' if clean else '',
-                      'false alarms, written': f'{alarm("written"):.0%}' if clean else '',
+        share = lambda test: f'{np.mean([test(r) for r in rows]):.0%}'
+        alarm = lambda key: share(lambda r: max(r[key].values()) >= PRESENT) if condition == 'clean' else ''
+        table.append({'condition': condition, 'photos': len(rows), 'valid CoT': share(lambda r: r['valid']),
+                      'without repair': share(lambda r: r['exact']),
+                      'false alarms, expected': alarm('expected'), 'false alarms, written': alarm('written'),
                       'seconds a photo': float(np.median([r['seconds'] for r in rows]))})
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-060
-METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis', 'none': 'restorer, no diagnosis',
-           'network': 'restorer, made to act'}
+# %% ../nbs/14_evaluate.ipynb #14-089
+METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis',
+           'none': 'restorer, no diagnosis', 'network': 'restorer, made to act'}
 CLEAN_GOAL = 36 # dB at which a clean photo is to come back
 
+# %% ../nbs/14_evaluate.ipynb #14-090
 def restorer_row(
     condition:str,
     method:str, # a key of `psnr` in the records
@@ -569,17 +612,20 @@ def restorer_row(
     "One line of the restorer's table."
     pairs = [(r['psnr']['input'], r['psnr'][method]) for r in records]
     gains = np.array([b - a for a, b in pairs if None not in (a, b)])
-    mean = lambda values: float(np.mean(values)) if len(values := [v for v in values if v is not None]) else None
+    known = lambda values: [v for v in values if v is not None]
+    mean = lambda values: float(np.mean(v)) if (v := known(values)) else None
     goal = CONDITIONS[condition].goal if condition in CONDITIONS and method == 'predicted' else None
     untouched = sum(b is None for _, b in pairs) / len(pairs)
     return {'condition': condition, 'method': METHODS.get(method, method), 'photos': len(pairs),
             'PSNR in': mean(a for a, _ in pairs), 'PSNR out': mean(b for _, b in pairs),
-            'gain, dB': with_interval(gains, np.mean, 2), 'better': f'{(gains > 0).mean():.0%}' if len(gains) else '',
+            'gain, dB': with_interval(gains, np.mean, 2),
+            'better': f'{(gains > 0).mean():.0%}' if len(gains) else '',
             'untouched': f'{untouched:.0%}' if untouched or condition == 'clean' else '',
             'SSIM in': f'{mean(r["ssim"]["input"] for r in records):.3f}',
             'SSIM out': f'{mean(r["ssim"][method] for r in records):.3f}',
             'goal': f'>= +{goal:g} dB' if goal else f'>= {CLEAN_GOAL} dB' if condition == 'clean' else ''}
 
+# %% ../nbs/14_evaluate.ipynb #14-091
 def restorer_table(
     records:list[dict], # of the section restorer
 )->Table:
@@ -591,19 +637,22 @@ def restorer_table(
         table.extend(restorer_row(condition, m, rows) for m in methods)
     return table
 
+# %% ../nbs/14_evaluate.ipynb #14-092
 def speed_table(
     records:list[dict], # of the section speed
 )->Table:
     "Seconds and memory for a photo of one megapixel."
     r = records[-1]
     where = f'{r["device"]}, {r["threads"]} threads' if r['device'] == 'cpu' else r['device']
-    rows = [('diagnose', r['seconds']['diagnose'], 's', '<= 3'), ('restore, one step', r['seconds']['restore'], 's', '<= 6'),
-            ('whole command, imports included', r.get('command'), 's', '<= 20'), ('its peak memory', r.get('memory'), 'GB', '<= 3')]
+    rows = [('diagnose', r['seconds']['diagnose'], 's', '<= 3'),
+            ('restore, one step', r['seconds']['restore'], 's', '<= 6'),
+            ('whole command, imports included', r.get('command'), 's', '<= 20'),
+            ('its peak memory', r.get('memory'), 'GB', '<= 3')]
     note = f'; {r["error"]}' if 'error' in r else ''
     return Table([dict(what=w, value=v, unit=u, goal=g) for w, v, u, g in rows if v is not None],
                  caption=f'A photo of one megapixel, {where}{note}')
 
-# %% ../nbs/14_evaluate.ipynb #14-061
+# %% ../nbs/14_evaluate.ipynb #14-093
 @dataclass
 class Results:
     "All records of an evaluation, and the tables made of them."
@@ -619,8 +668,9 @@ class Results:
 
     def tables(self)->list[Table]:
         "The tables of the sections that were run."
-        makers = [('reasoner', reasoner_table), ('reasoner', writing_table), ('restorer', restorer_table), ('speed', speed_table)]
-        return [t for section, make in makers if self.select(section) and (t := make(self.select(section)))]
+        makers = [('reasoner', reasoner_table), ('reasoner', writing_table), ('restorer', restorer_table),
+                  ('speed', speed_table)]
+        return [t for section, make in makers if (found := self.select(section)) and (t := make(found))]
 
     def table(self, form:str='markdown')->str: # or 'html'
         "All tables as text."
@@ -634,8 +684,9 @@ class Results:
 
     def worst(self, condition:str='mixed', n:int=3, method:str='predicted')->list[dict]:
         "The records with the smallest gain."
-        found = [r for r in self.select('restorer', condition) if None not in (r['psnr']['input'], r['psnr'][method])]
-        return sorted(found, key=lambda r: r['psnr'][method] - r['psnr']['input'])[:n]
+        gain = lambda r: r['psnr'][method] - r['psnr']['input']
+        found = self.select('restorer', condition)
+        return sorted((r for r in found if None not in (r['psnr']['input'], r['psnr'][method])), key=gain)[:n]
 
     def save(self, path):
         "Write all records as JSONL."
@@ -647,15 +698,17 @@ class Results:
         "The records in a file that `save` or `evaluate(out=...)` wrote."
         return cls(list(RecordLog(path).records.values()))
 
-# %% ../nbs/14_evaluate.ipynb #14-063
+# %% ../nbs/14_evaluate.ipynb #14-095
 SECTIONS = ('reasoner', 'restorer', 'speed')
 
+# %% ../nbs/14_evaluate.ipynb #14-096
 class Evaluation:
     "One pipeline under test: its settings, its log, and how each record comes about."
     def __init__(self, pipeline, seed=0, steps=None, train=None, out=None):
-        self.pipeline, self.seed, self.steps, self.train, self.log = pipeline, seed, steps, train, RecordLog(out)
-        self._baselines = None
-        self.marks = dict(reasoner=fingerprint(pipeline.reasoner.model), restorer=fingerprint(pipeline.restorer.policy.module))
+        self.pipeline, self.seed, self.steps, self.train = pipeline, seed, steps, train
+        self.log, self._baselines = RecordLog(out), None
+        self.marks = dict(reasoner=fingerprint(pipeline.reasoner.model),
+                          restorer=fingerprint(pipeline.restorer.policy.module))
 
     @property
     def baselines(self)->Baselines:
@@ -665,7 +718,8 @@ class Evaluation:
 
     def settings(self, section:str, condition:Condition|None)->str: # a hash
         "Everything that decides a record besides the photo."
-        own = {'reasoner': dict(train=[str(t) for t in self.train or ()])}.get(section, dict(steps=self.steps))
+        train = [str(t) for t in self.train or ()]
+        own = dict(train=train) if section == 'reasoner' else dict(steps=self.steps)
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
         return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried, **own))
@@ -678,25 +732,35 @@ class Evaluation:
 
     def record(self, section:str, condition:Condition, name:str, make_pair:Callable)->dict:
         "The record of one photo: from the log, or made now."
-        head = dict(section=section, condition=condition.name, name=name, settings=self.settings(section, condition))
+        settings = self.settings(section, condition)
+        head = dict(section=section, condition=condition.name, name=name, settings=settings)
         known = self.log.get(*head.values())
         if known is not None: return known
         pair = make_pair()
-        body = reasoner_record(pair, self.pipeline.reasoner, self.baselines) if section == 'reasoner' else \
-            restorer_record(pair, self.diagnosis(pair, condition), self.pipeline.restorer, condition, self.steps, self.seed)
+        if section == 'reasoner': body = reasoner_record(pair, self.pipeline.reasoner, self.baselines)
+        else: body = restorer_record(pair, self.diagnosis(pair, condition), self.pipeline.restorer, condition,
+                                     self.steps, self.seed)
         return self.log.add(head | dict(seed=pair.seed) | body)
 
     @property
     def shipped(self)->bool:
         "Whether both parts are of the nano size, which `rr restore` loads by itself."
-        return isinstance(self.pipeline.restorer, NanoRestorer) and self.pipeline.reasoner.make_views is not None
+        small = self.pipeline.reasoner.make_views is not None
+        return small and isinstance(self.pipeline.restorer, NanoRestorer)
 
     def speed(self)->dict:
         "Time and memory, measured now."
-        head = dict(section='speed', condition='', name='one megapixel', settings=self.settings('speed', None))
+        settings = self.settings('speed', None)
+        head = dict(section='speed', condition='', name='one megapixel', settings=settings)
         return self.log.add(head | speed_record(self.pipeline, command=self.shipped))
 
-# %% ../nbs/14_evaluate.ipynb #14-064
+# %% ../nbs/14_evaluate.ipynb #14-097
+def check_names(what:str, given:Iterable[str], known:Iterable[str]):
+    "`ValueError` that names what is not known."
+    if wrong := set(given) - set(known):
+        raise ValueError(f'unknown {what} {sorted(wrong)}; expected some of {list(known)}')
+
+# %% ../nbs/14_evaluate.ipynb #14-098
 def evaluate(
     folder, # clean photos: one folder or several
     pipeline=None, # `rr.pipeline.ReasonRestore`; default: the shipped weights
@@ -711,21 +775,22 @@ def evaluate(
 )->Results:
     "Damage, diagnose and restore every photo of a folder, and count."
     from tqdm.auto import tqdm
-    for what, given, known in (('section', sections, SECTIONS), ('condition', conditions, CONDITIONS)):
-        if wrong := set(given) - set(known): raise ValueError(f'unknown {what} {sorted(wrong)}; expected some of {list(known)}')
+    check_names('section', sections, SECTIONS)
+    check_names('condition', conditions, CONDITIONS)
     sources = evaluation_photos(folder, limit)
     if pipeline is None:
         from rr.pipeline import ReasonRestore
         pipeline = ReasonRestore.from_pretrained()
     run = Evaluation(pipeline, seed, steps, train and list(train), out)
     wanted = {'reasoner': ('mixed', 'clean'), 'restorer': tuple(conditions)}
-    jobs = [(section, CONDITIONS[c], s) for section in SECTIONS[:2] if section in sections for c in wanted[section] for s in sources]
+    jobs = [(section, CONDITIONS[c], s) for section in SECTIONS[:2] if section in sections
+            for c in wanted[section] for s in sources]
     records = [run.record(section, c, s.name, lambda: condition_pair(s, c, seed))
                for section, c, s in tqdm(jobs, leave=False, disable=not progress)]
     if 'speed' in sections: records.append(run.speed())
     return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-076
+# %% ../nbs/14_evaluate.ipynb #14-110
 def plot_severity(
     results:Results,
     key:str='expected', # or 'written', 'classical', 'mean'
@@ -743,32 +808,35 @@ def plot_severity(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-081
+# %% ../nbs/14_evaluate.ipynb #14-115
 def plot_gain(
     results:Results,
     method:str='predicted',
 ):
-    "Gain in PSNR by condition: a point for each photo, a bar for the mean, a cross for each classical method's mean."
+    "Gain in PSNR by condition: a point a photo, a bar for the mean, a cross for a classical mean."
     import matplotlib.pyplot as plt
     names = [c for c in dict.fromkeys(r['condition'] for r in results.select('restorer')) if c != 'clean']
     figure, axis = plt.subplots(figsize=(7, .6 * len(names) + 1))
     for y, name in enumerate(names):
         rows = results.select('restorer', name)
-        gain = lambda m: np.array([r['psnr'][m] - r['psnr']['input'] for r in rows if None not in (r['psnr'][m], r['psnr']['input'])])
-        axis.plot(gain(method), np.full(len(gain(method)), y), 'o', alpha=.4, color='C0')
-        axis.plot(gain(method).mean(), y, '|', markersize=22, markeredgewidth=3, color='C0')
+        gain = lambda m: [r['psnr'][m] - r['psnr']['input'] for r in rows
+                          if None not in (r['psnr'][m], r['psnr']['input'])]
+        axis.plot(gain(method), [y] * len(gain(method)), 'o', alpha=.4, color='C0')
+        axis.plot(np.mean(gain(method)), y, '|', markersize=22, markeredgewidth=3, color='C0')
         for other in set(rows[0]['psnr']) - {'input', *METHODS}:
-            axis.plot(gain(other).mean(), y, 'x', color='C3'); axis.annotate(other, (gain(other).mean(), y - .12), fontsize=7, ha='center')
+            axis.plot(np.mean(gain(other)), y, 'x', color='C3')
+            axis.annotate(other, (np.mean(gain(other)), y - .12), fontsize=7, ha='center')
     axis.axvline(0, color='grey', linewidth=.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel='gain in PSNR, dB'); axis.invert_yaxis()
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-088
+# %% ../nbs/14_evaluate.ipynb #14-122
 def _partner(name:str, stems:dict)->Path|None:
     while name not in stems and '_' in name: name = name.rpartition('_')[0]
     return stems.get(name)
 
+# %% ../nbs/14_evaluate.ipynb #14-123
 def paired_photos(
     degraded, # folder of damaged photos
     clean, # folder of clean ones: the same name, or the name up to an underscore (1400_3 -> 1400)
@@ -780,9 +848,11 @@ def paired_photos(
         if partner is None: raise FileNotFoundError(f'{path.name}: no photo of that name in {clean}')
         images = read_photo(path).image, read_photo(partner).image
         if images[0].shape != images[1].shape:
-            raise ValueError(f'{path.name} is {tuple(images[0].shape)} and {partner.name} {tuple(images[1].shape)}: expected equal sizes')
+            shapes = ' and '.join(str(tuple(i.shape)) for i in images)
+            raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
         yield Pair(*images, None, path.name, 0)
 
+# %% ../nbs/14_evaluate.ipynb #14-124
 def noisy_photos(
     folder, # clean photos
     sigma:float=25., # 8-bit levels
@@ -792,11 +862,11 @@ def noisy_photos(
     for i, path in enumerate(clean_photos(folder)):
         clean = read_photo(path).image
         noise = torch.randn(clean.shape, generator=seeded(seed + i)) * sigma / 255
-        truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity_of('noise', 'sigma', sigma)},
-                                                 {'noise': {'type': 'gaussian', 'sigma': sigma}}, seed + i))
+        severity, parameters = severity_of('noise', 'sigma', sigma), {'type': 'gaussian', 'sigma': sigma}
+        truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
         yield Pair(clean + noise, clean, truth, path.name, seed + i)
 
-# %% ../nbs/14_evaluate.ipynb #14-090
+# %% ../nbs/14_evaluate.ipynb #14-126
 def evaluate_pairs(
     pairs:Iterable[Pair], # of `paired_photos` or `noisy_photos`
     name:str, # of the benchmark, for the table
@@ -813,6 +883,7 @@ def evaluate_pairs(
         from rr.pipeline import ReasonRestore
         pipeline = ReasonRestore.from_pretrained()
     run, condition = Evaluation(pipeline, seed, steps, out=out), Condition(name, classical=tuple(classical))
-    records = [run.record('restorer', condition, p.name, lambda: p) for p in tqdm(pairs, leave=False, disable=not progress)]
+    records = [run.record('restorer', condition, p.name, lambda: p)
+               for p in tqdm(pairs, leave=False, disable=not progress)]
     if not records: raise ValueError(f'{name}: no pairs given')
     return Results(records, dict(seed=seed, photos=len(records), steps=steps, **run.marks))

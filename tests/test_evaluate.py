@@ -12,7 +12,7 @@ from rr.core import asset, bundled_photos, psnr, read_photo, seeded, to_tensor, 
 from rr.data import EVALUATION, evaluation_pairs
 from rr.degrade import KINDS, degrade
 from rr.diagnosis import Diagnosis, Finding
-from rr.evaluate import (CLASSICAL, CONDITIONS, Baselines, Condition, RecordLog, Results, bootstrap, condition_pair,
+from rr.evaluate import (CLASSICAL, CONDITIONS, RecordLog, Results, bootstrap, condition_pair,
                          dehaze, evaluate, evaluate_pairs, evaluation_photos, f1_score, fingerprint, fit_baselines,
                          fit_estimator, installed, measure_command, noise_sigma, noisy_photos, paired_photos,
                          presence_counts, reasoner_table, restorer_table, row_median, severity_error, speed_record,
@@ -43,7 +43,7 @@ class Fixed:
         distribution = torch.zeros(len(KINDS), 101)
         distribution[:, 0] = 1
         distribution[0, [0, 30, 50]] = torch.tensor([0., .5, .5])
-        return [Reply(self.text, (), (), 0., **({'repairs': ()} | read_reply(self.text)), distribution=distribution) for _ in images]
+        return [Reply(self.text, (), (), 0., **read_reply(self.text), distribution=distribution) for _ in images]
 
     def _restore(self, image, diagnosis, steps, seed, on_step): return image * .5 + .25
 
@@ -62,7 +62,8 @@ def test_psnr_and_ssim_are_those_of_scikit_image():
     a = to_tensor(bundled_photos()['cat'])[:, :200, :240]
     b = degrade(a, {'rain': 50, 'noise': 30}, seed=1).image
     x, y = (t.permute(1, 2, 0).double().numpy() for t in (a, b))
-    theirs = structural_similarity(x, y, channel_axis=-1, data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+    theirs = structural_similarity(x, y, channel_axis=-1, data_range=1, gaussian_weights=True, sigma=1.5,
+                                   use_sample_covariance=False)
     assert abs(ssim(a, b) - theirs) < 1e-4 and ssim(a, a) == pytest.approx(1)
     assert abs(psnr(a, b) - peak_signal_noise_ratio(x, y, data_range=1)) < 1e-3
     with pytest.raises(ValueError, match='the same'): ssim(a, b[:, 1:])
@@ -236,15 +237,16 @@ def test_known_answers_give_the_known_table(folder, pipeline):
 
 def test_photo_called_clean_is_counted_as_untouched(folder):
     part = Fixed(Diagnosis().to_cot())
-    results = evaluate(folder, SimpleNamespace(reasoner=part, restorer=part), sections=('restorer',), conditions=('clean',), progress=False)
+    results = evaluate(folder, SimpleNamespace(reasoner=part, restorer=part), sections=('restorer',),
+                       conditions=('clean',), progress=False)
     table = restorer_table(results.records)
     assert [r['untouched'] for r in table] == ['100%', '0%'] and table[0]['PSNR out'] is None
 
 
 def test_reply_without_diagnosis_is_counted_as_invalid(folder):
     part = Fixed('It is raining, I believe.')
-    results = evaluate(folder, SimpleNamespace(reasoner=part, restorer=part), sections=('reasoner',), limit=1, progress=False,
-                       train=[folder / 'lake.png'])
+    results = evaluate(folder, SimpleNamespace(reasoner=part, restorer=part), sections=('reasoner',), limit=1,
+                       progress=False, train=[folder / 'lake.png'])
     assert not any(r['valid'] or r['exact'] for r in results.records)
     assert '0%' in results.table()
 
@@ -281,12 +283,22 @@ def test_results_save_and_show(folder, pipeline, tmp_path):
     assert gains == sorted(gains)
 
 
+def test_speed_is_that_of_one_megapixel(pipeline):
+    shapes = []
+    pipeline.reasoner.reply = lambda images, reply=pipeline.reasoner.reply: shapes.append(images[0].shape) or reply(images)
+    record = speed_record(pipeline, repeats=1, command=False)
+    assert shapes == [(3, 1000, 1000)] and 'command' not in record
+    table = speed_table([record | dict(command=12.5, memory=1.25)])
+    assert [(r['what'], r['unit']) for r in table][-1] == ('its peak memory', 'GB') and '12.50' in str(table)
+
+
 def test_paired_folders(folder, tmp_path):
     damaged = tmp_path / 'hazy'
     damaged.mkdir()
     for k in (1, 2): write_photo(damaged / f'lake_{k}.png', to_tensor(folder / 'lake.png') * .5)
     pairs = list(paired_photos(damaged, folder))
-    assert [p.name for p in pairs] == ['lake_1.png', 'lake_2.png'] and torch.equal(pairs[0].clean, to_tensor(folder / 'lake.png'))
+    assert [p.name for p in pairs] == ['lake_1.png', 'lake_2.png']
+    assert torch.equal(pairs[0].clean, to_tensor(folder / 'lake.png'))
     write_photo(damaged / 'nobody.png', torch.zeros(3, 32, 32))
     with pytest.raises(FileNotFoundError, match='nobody'): list(paired_photos(damaged, folder))
 
@@ -304,8 +316,8 @@ shipped = pytest.mark.skipif(not asset('nano-restorer').exists(), reason='no wei
 
 @shipped
 def test_shipped_pipeline_is_measured(folder, tmp_path):
-    results = evaluate(folder, limit=1, seed=1, conditions=('noise 25',), sections=('reasoner', 'restorer'), progress=False,
-                       train=[folder / 'lake.png'], out=tmp_path / 'r.jsonl')
+    results = evaluate(folder, limit=1, seed=1, conditions=('noise 25',), sections=('reasoner', 'restorer'),
+                       progress=False, train=[folder / 'lake.png'], out=tmp_path / 'r.jsonl')
     assert len(results.tables()) == 3 and results.select('reasoner', 'mixed')[0]['valid']
 
 
