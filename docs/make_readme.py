@@ -2,6 +2,7 @@
 
 With `--check` nothing is written; the exit code is 1 if the files differ from what the notebook gives.
 """
+
 import re
 import sys
 from pathlib import Path
@@ -15,14 +16,16 @@ PICTURES = ROOT / 'docs/images'
 
 
 def shown(notebook):
-    "The notebook without hidden cells and without nbdev's directives; cells of which only the output shows are tagged."
+    "The notebook without hidden cells and directives; cells of which only the output shows are tagged."
     cells = []
     for cell in notebook.cells:
         directives = set(re.findall(r'^#\| *(.+)$', cell.source, re.M)) if cell.cell_type == 'code' else set()
-        if 'hide' in directives: continue
+        if 'hide' in directives:
+            continue
         if cell.cell_type == 'code':
             cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
-            if 'echo: false' in directives: cell.metadata['tags'] = ['output-only']
+            if 'echo: false' in directives:
+                cell.metadata['tags'] = ['output-only']
         cells.append(cell)
     notebook.cells, notebook.metadata['language_info'] = cells, {'name': 'python'}
     return notebook
@@ -44,13 +47,19 @@ def main():
     there = {p.name: p.read_bytes() for p in PICTURES.glob('readme_*')}
     if '--check' in sys.argv[1:]:
         same = (ROOT / 'README.md').read_text(encoding='utf-8') == text and there == pictures
-        if not same: print('README.md is not what nbs/index.ipynb gives: run python docs/make_readme.py', file=sys.stderr)
+        if not same:
+            print(
+                'README.md is not what nbs/index.ipynb gives: run python docs/make_readme.py', file=sys.stderr
+            )
         return int(not same)
     PICTURES.mkdir(exist_ok=True)
-    for name in there.keys() - pictures.keys(): (PICTURES / name).unlink()
-    for name, data in pictures.items(): (PICTURES / name).write_bytes(data)
+    for name in there.keys() - pictures.keys():
+        (PICTURES / name).unlink()
+    for name, data in pictures.items():
+        (PICTURES / name).write_bytes(data)
     (ROOT / 'README.md').write_text(text, encoding='utf-8')
     return 0
 
 
-if __name__ == '__main__': sys.exit(main())
+if __name__ == '__main__':
+    sys.exit(main())

@@ -169,7 +169,7 @@ def _to_srgb(
             notes.append(f'colours converted from {name} to sRGB')
             return rgb
         except (ImageCms.PyCMSError, OSError, ValueError): notes.append('colour profile unusable, ignored')
-    if pil.mode in ('CMYK', 'LAB'): notes.append(f'{pil.mode} without a profile, converted by the plain formula')
+    if pil.mode in ('CMYK', 'LAB'): notes.append(f'{pil.mode} without a profile: plain formula')
     return pil.convert('RGB')
 
 # %% ../nbs/00_core.ipynb #00-031
@@ -213,7 +213,7 @@ def _check_header(pil:Image.Image, path, max_pixels:int):
     if w * h > max_pixels: raise _refusal(path, f'{w}x{h} pixels, {_too_many(max_pixels)}')
     if min(w, h) < MIN_SIDE: raise _refusal(path, f'{w}x{h} pixels, less than {MIN_SIDE} pixels a side')
     frames = 1 if pil.format == 'MPO' else getattr(pil, 'n_frames', 1)
-    if frames > 1: raise _refusal(path, f'{frames} frames or pages; expected one photo: save a single frame first')
+    if frames > 1: raise _refusal(path, f'{frames} frames or pages; expected one photo: save a single frame')
 
 def _too_many(max_pixels:int) -> str: return f'more than the limit of {max_pixels / 1e6:g} megapixels'
 
@@ -241,7 +241,8 @@ def read_photo(
     except Image.DecompressionBombError: raise _refusal(path, _too_many(max_pixels)) from None
     except MemoryError: raise _refusal(path, 'not enough memory to decode it') from None
     except PermissionError: raise _refusal(path, 'no permission to read it') from None
-    except Exception as error: raise _refusal(path, f'damaged or cut off ({error or type(error).__name__})') from error
+    except Exception as error:
+        raise _refusal(path, f'damaged or cut off ({str(error) or type(error).__name__})') from error
 
 # %% ../nbs/00_core.ipynb #00-054
 @contextmanager
@@ -300,7 +301,7 @@ def psnr(
     b:torch.Tensor,  # the same shape
 ) -> torch.Tensor:  # (...), decibels; inf where equal
     "Peak signal-to-noise ratio: RGB, data range 1, no crop, one value an image."
-    if a.shape != b.shape: raise ValueError(f'got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same')
+    if a.shape != b.shape: raise ValueError(f'got shapes {(*a.shape,)} and {(*b.shape,)}; expected the same')
     return (-10 * (a.double() - b.double()).square().mean((-3, -2, -1)).log10()).float()
 
 # %% ../nbs/00_core.ipynb #00-069

@@ -1,4 +1,5 @@
 "What the tests share: the repository, the command `rr` in a process of its own, and photos of every kind."
+
 import os
 import subprocess
 import sys
@@ -16,8 +17,15 @@ def python(*arguments, cwd=None, timeout=600, **environment):
     "Run this Python with `arguments` in a process of its own, with `rr` importable; output captured as text."
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | environment
     env['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT), env.get('PYTHONPATH')]))
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=env, timeout=timeout,
-                          capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=env,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
 
 
 def rr_command(*arguments, **options):
@@ -27,7 +35,9 @@ def rr_command(*arguments, **options):
 
 def tracked_files():
     "The files under version control that exist."
-    listed = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     return [ROOT / name for name in listed.split('\0') if name and (ROOT / name).is_file()]
 
 
@@ -37,4 +47,5 @@ def small_photo():
     from PIL import Image
 
     from rr.core import bundled_photos
+
     return Image.open(bundled_photos()['coffee']).convert('RGB').resize((160, 120))

@@ -1,4 +1,5 @@
 "The command `rr`: what it prints, where, and with which exit code."
+
 import json
 import re
 import shutil
@@ -27,26 +28,40 @@ def photos(tmp_path_factory, small_photo):
 def test_options_cover_the_kinds_and_sections_that_exist():
     from rr.degrade import KINDS
     from rr.evaluate import SECTIONS as known
+
     assert tuple(DEGRADATION_OPTIONS) == tuple(KINDS) and tuple(SECTIONS) == tuple(known)
 
 
 @pytest.mark.parametrize('command', [[], ['restore'], ['diagnose'], ['degrade'], ['evaluate']])
 def test_help(command, capsys):
-    with pytest.raises(SystemExit) as done: build_parser().parse_args([*command, '--help'])
+    with pytest.raises(SystemExit) as done:
+        build_parser().parse_args([*command, '--help'])
     assert done.value.code == 0 and 'usage: rr' in capsys.readouterr().out
 
 
 def test_version():
     import rr
+
     done = rr_command('--version')
     assert done.stdout == f'rr {rr.__version__}\n' and done.returncode == 0
 
 
-@pytest.mark.parametrize('arguments', [
-    [], ['improve'], ['restore', CAT], ['restore', '--out', 'x'], ['degrade', CAT, '--out', 'x.png'],
-    ['degrade', CAT, '--fog', '101', '--out', 'x.png'], ['degrade', CAT, '--fog', '-1', '--out', 'x.png'],
-    ['degrade', CAT, '--fog', 'nan', '--out', 'x.png'], ['restore', CAT, '--out', 'x', '--steps', '0'],
-    ['restore', CAT, '--out', 'x', '--seed', '1.5'], ['evaluate', 'no/such/folder']])
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        [],
+        ['improve'],
+        ['restore', CAT],
+        ['restore', '--out', 'x'],
+        ['degrade', CAT, '--out', 'x.png'],
+        ['degrade', CAT, '--fog', '101', '--out', 'x.png'],
+        ['degrade', CAT, '--fog', '-1', '--out', 'x.png'],
+        ['degrade', CAT, '--fog', 'nan', '--out', 'x.png'],
+        ['restore', CAT, '--out', 'x', '--steps', '0'],
+        ['restore', CAT, '--out', 'x', '--seed', '1.5'],
+        ['evaluate', 'no/such/folder'],
+    ],
+)
 def test_wrong_usage_exits_with_2_and_writes_nothing(arguments, tmp_path):
     done = rr_command(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == '' and 'Traceback' not in done.stderr
@@ -54,12 +69,15 @@ def test_wrong_usage_exits_with_2_and_writes_nothing(arguments, tmp_path):
 
 
 def test_degrade_as_json(tmp_path):
-    done = rr_command('degrade', CAT, '--fog', 40, '--noise', 20, '--seed', 7, '--out', tmp_path / 'a.png', '--json')
+    done = rr_command(
+        'degrade', CAT, '--fog', 40, '--noise', 20, '--seed', 7, '--out', tmp_path / 'a.png', '--json'
+    )
     record = json.loads(done.stdout)
     assert done.returncode == 0 and done.stdout.count('\n') == 1
     assert record['severity'] == {'fog': 40, 'rain': 0, 'blur': 0, 'noise': 20} and record['seed'] == 7
     assert record['parameters'].keys() == {'fog', 'noise'}
     from rr.degrade import degrade
+
     same = degrade(read_photo(CAT).image, {'fog': 40, 'noise': 20}, seed=7)
     assert same.parameters == record['parameters']
     assert (read_photo(record['degraded']).image - same.image).abs().max() <= 0.51 / 255
@@ -69,7 +87,12 @@ def test_degrade_as_json(tmp_path):
 def restored(photos, tmp_path_factory):
     "`rr restore --json` on a damaged photo, two of the same name, and one that is no photo."
     out = tmp_path_factory.mktemp('restored')
-    inputs = [damaged_photo(), photos / 'monday/IMG_1.png', photos / 'letter.jpg', photos / 'tuesday/IMG_1.png']
+    inputs = [
+        damaged_photo(),
+        photos / 'monday/IMG_1.png',
+        photos / 'letter.jpg',
+        photos / 'tuesday/IMG_1.png',
+    ]
     return rr_command('restore', *inputs, '--out', out, '--json', timeout=1200), inputs, out
 
 
@@ -80,7 +103,9 @@ def test_restore_as_json_has_the_promised_fields(restored):
     for r in records:
         assert list(r) == ['input', 'restored', 'trace', 'before', 'after', 'seconds']
         for severities in (r['before'], r['after']):
-            assert list(severities) == ['fog', 'rain', 'blur', 'noise'] and all(0 <= s <= 100 for s in severities.values())
+            assert list(severities) == ['fog', 'rain', 'blur', 'noise'] and all(
+                0 <= s <= 100 for s in severities.values()
+            )
         assert 0 < r['seconds'] < 600
 
 
@@ -92,8 +117,11 @@ def test_restore_goes_on_after_a_bad_file_and_says_so(restored):
 
 def test_results_of_one_name_do_not_collide(restored):
     _, _, out = restored
-    assert {p.name for p in out.iterdir()} == {f'{stem}.{kind}' for stem in ('damaged', 'IMG_1', 'IMG_1-2')
-                                               for kind in ('restored.png', 'trace.html')}
+    assert {p.name for p in out.iterdir()} == {
+        f'{stem}.{kind}'
+        for stem in ('damaged', 'IMG_1', 'IMG_1-2')
+        for kind in ('restored.png', 'trace.html')
+    }
 
 
 def test_the_trace_is_one_page_that_needs_nothing_else(restored):
@@ -105,9 +133,12 @@ def test_the_trace_is_one_page_that_needs_nothing_else(restored):
 
 def test_the_damaged_photo_is_restored_to_something_closer_to_the_clean_one(restored):
     from rr.core import psnr
+
     _, _, out = restored
     clean = read_photo(bundled_photos()['colosseum']).image
-    before, after = (psnr(read_photo(p).image, clean) for p in (damaged_photo(), out / 'damaged.restored.png'))
+    before, after = (
+        psnr(read_photo(p).image, clean) for p in (damaged_photo(), out / 'damaged.restored.png')
+    )
     assert after > before + 1
 
 
@@ -129,6 +160,7 @@ def test_diagnose_as_json_and_as_text(photos):
     assert done.returncode == 1 and list(record) == ['input', 'severity', 'present', 'parameters', 'cot']
     assert record['present'] == [k for k, s in record['severity'].items() if s] == list(record['parameters'])
     from rr.diagnosis import parse_cot
+
     assert parse_cot(record['cot']).diagnosis.severities() == record['severity']
     text = rr_command('diagnose', damaged_photo(), timeout=1200)
     assert text.returncode == 0 and '1. Identify' in text.stdout and 'fog' in text.stdout
@@ -147,7 +179,9 @@ def test_evaluate_prints_a_table_and_keeps_its_records(tmp_path, photos):
 
 
 def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(tmp_path):
-    done = rr_command('diagnose', CAT, '--reasoner', 'Qwen/Qwen3-VL-4B-Instruct', HF_HUB_OFFLINE='1', HF_HOME=tmp_path)
+    done = rr_command(
+        'diagnose', CAT, '--reasoner', 'Qwen/Qwen3-VL-4B-Instruct', HF_HUB_OFFLINE='1', HF_HOME=tmp_path
+    )
     assert done.returncode == 2 and done.stdout == ''
     lines = [line for line in done.stderr.splitlines() if line.startswith('rr: ')]
     assert len(lines) == 1 and 'Qwen3-VL-4B' in lines[0] and 'Traceback' not in done.stderr
@@ -162,13 +196,16 @@ def test_result_stems_are_apart_whatever_the_names():
         stems = result_stems(names)
         assert len({s.casefold() for s in stems}) == len(names)
         assert all(s.casefold().startswith('a') for s in stems)
+
     check()
 
 
 def test_an_unexpected_error_of_one_photo_does_not_stop_the_others(capsys):
     def work(path):
-        if path == 'b': raise RuntimeError('first line\nsecond line')
+        if path == 'b':
+            raise RuntimeError('first line\nsecond line')
         return {'input': path}, path
+
     assert for_each(['a', 'b', 'c'], work, as_json=False) == 1
     out, err = capsys.readouterr()
     assert out == 'a\nc\n' and err == 'rr: b: RuntimeError: first line second line\n'
@@ -180,7 +217,8 @@ def test_model_text_cannot_steer_the_terminal():
 
 def test_seed_decides_and_clean_pixels_stay_when_untouched(tmp_path):
     outs = [tmp_path / f'{k}.png' for k in 'abc']
-    for out, seed in zip(outs, (1, 1, 2)): rr_command('degrade', CAT, '--noise', 30, '--seed', seed, '--out', out)
+    for out, seed in zip(outs, (1, 1, 2)):
+        rr_command('degrade', CAT, '--noise', 30, '--seed', seed, '--out', out)
     a, b, c = (read_photo(p).image for p in outs)
     assert torch.equal(a, b) and not torch.equal(a, c)
 

@@ -1,4 +1,5 @@
 "The notebooks run, are clean, and are what the package and the README are made from."
+
 import configparser
 import re
 import shutil
@@ -13,14 +14,14 @@ from conftest import ROOT, python, tracked_files
 
 NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
 SKIPPED_FLAGS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['nbdev']['tst_flags'].split()
-RUN = '''
+RUN = """
 import sys
 from nbdev.test import test_nb
 notebook, root, *flags = sys.argv[1:]
 passed, seconds = test_nb(notebook, skip_flags=flags, basepath=root)
 print(f'{seconds:.0f} s')
 sys.exit(not passed)
-'''
+"""
 
 
 @pytest.fixture
@@ -40,7 +41,9 @@ def test_notebooks_are_numbered_without_gaps():
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs_offline_on_the_cpu(notebook):
-    done = python('-c', RUN, notebook, ROOT, *SKIPPED_FLAGS, cwd=ROOT, HF_HUB_OFFLINE='1', CUDA_VISIBLE_DEVICES='')
+    done = python(
+        '-c', RUN, notebook, ROOT, *SKIPPED_FLAGS, cwd=ROOT, HF_HUB_OFFLINE='1', CUDA_VISIBLE_DEVICES=''
+    )
     assert done.returncode == 0, done.stderr[-6000:] + done.stdout[-1000:]
 
 
@@ -62,20 +65,26 @@ def test_notebooks_are_clean(copied):
 
 def test_notebooks_hold_real_output_and_no_error():
     import nbformat
+
     for path in NOTEBOOKS:
         cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == 'code']
         outputs = [o for c in cells for o in c.outputs]
         assert not [o for o in outputs if o.output_type == 'error'], path.name
-        assert any('image/png' in o.get('data', {}) or 'text/html' in o.get('data', {}) for o in outputs), path.name
+        assert any('image/png' in o.get('data', {}) or 'text/html' in o.get('data', {}) for o in outputs), (
+            path.name
+        )
 
 
 def test_readme_is_the_index_notebook():
-    done = subprocess.run([sys.executable, ROOT / 'docs/make_readme.py', '--check'], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / 'docs/make_readme.py', '--check'], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_there_is_one_version():
     import rr
+
     settings = configparser.ConfigParser()
     settings.read(ROOT / 'settings.ini')
     versions = {settings['DEFAULT']['version'], rr.__version__, metadata.version('reason-restore')}
@@ -84,12 +93,25 @@ def test_there_is_one_version():
 
 def test_no_machine_path_and_no_registry_host():
     "Paths of the machine that a file was made on, and hosts to install from, have no place in the project."
-    parts = [r'/wor' + r'k/', r'/roo' + r't/', r'/hom' + r'e/\w', r'/far' + r'm/', 'ipykernel' + r'_\d', r'pypi\.' + 'org',
-             'python' + 'hosted', 'npmjs' + r'\.', 'extra-' + 'index', 'find-' + 'links', r'debian\.' + 'org']
+    parts = [
+        r'/wor' + r'k/',
+        r'/roo' + r't/',
+        r'/hom' + r'e/\w',
+        r'/far' + r'm/',
+        'ipykernel' + r'_\d',
+        r'pypi\.' + 'org',
+        'python' + 'hosted',
+        'npmjs' + r'\.',
+        'extra-' + 'index',
+        'find-' + 'links',
+        r'debian\.' + 'org',
+    ]
     forbidden = re.compile('|'.join(parts))
     found = []
     for path in tracked_files():
-        try: text = path.read_text(encoding='utf-8')
-        except UnicodeDecodeError: continue
+        try:
+            text = path.read_text(encoding='utf-8')
+        except UnicodeDecodeError:
+            continue
         found += [f'{path.relative_to(ROOT)}: {m.group()}' for m in forbidden.finditer(text)]
     assert found == []

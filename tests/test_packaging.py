@@ -1,4 +1,5 @@
 "Installing and importing: fast, light, and with everything inside."
+
 import configparser
 import re
 import shutil
@@ -9,13 +10,13 @@ import pytest
 
 from conftest import ROOT, python, tracked_files
 
-IMPORT = '''
+IMPORT = """
 import sys, time
 start = time.perf_counter()
 import rr
 print(time.perf_counter() - start)
 print(*sorted({name.partition('.')[0] for name in sys.modules}))
-'''
+"""
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +27,9 @@ def wheel(tmp_path_factory):
         target = folder / 'source' / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
-    built = python('-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, folder / 'source')
+    built = python(
+        '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', folder, folder / 'source'
+    )
     assert built.returncode == 0, built.stderr[-3000:]
     return zipfile.ZipFile(next(folder.glob('reason_restore-*.whl')))
 
@@ -36,25 +39,39 @@ def test_import_is_fast_and_pulls_in_no_torch():
     seconds = min(float(r.stdout.splitlines()[0]) for r in runs)
     assert seconds < 0.3
     loaded = set(runs[0].stdout.splitlines()[1].split())
-    assert not loaded & {'torch', 'numpy', 'transformers', 'diffusers', 'matplotlib', 'PIL', 'nbdev', 'IPython'}
+    assert not loaded & {
+        'torch',
+        'numpy',
+        'transformers',
+        'diffusers',
+        'matplotlib',
+        'PIL',
+        'nbdev',
+        'IPython',
+    }
 
 
 def test_help_needs_no_torch():
-    done = python('-c', "import sys, rr.cli\ntry: rr.cli.main(['--help'])\nexcept SystemExit: pass\n"
-                        "print('torch' in sys.modules)")
+    done = python(
+        '-c',
+        "import sys, rr.cli\ntry: rr.cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "print('torch' in sys.modules)",
+    )
     assert done.stdout.splitlines()[-1] == 'False', done.stderr
 
 
 def test_every_public_name_is_there():
     import rr
+
     missing = [name for name in rr.__all__ if getattr(rr, name, None) is None]
     assert missing == []
-    with pytest.raises(AttributeError, match='no attribute'): rr.no_such_name
+    with pytest.raises(AttributeError, match='no attribute'):
+        rr.no_such_name
 
 
 def test_no_module_needs_the_development_tools():
     "nbdev, jupyter and pytest are in the extra `dev`: nothing in the package may import them."
-    block = '''
+    block = """
 import sys, importlib, pathlib
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -63,7 +80,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 import rr
 for path in sorted(pathlib.Path(rr.__file__).parent.glob('*.py')): importlib.import_module(f'rr.{path.stem}')
-'''
+"""
     done = python('-c', block)
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -72,13 +89,17 @@ def test_wheel_holds_every_module_and_asset(wheel):
     inside = set(wheel.namelist())
     expected = {p.relative_to(ROOT).as_posix() for p in tracked_files() if p.is_relative_to(ROOT / 'rr')}
     assert expected - inside == set()
-    assert 'rr/assets/photos/damaged.jpg' in inside and not any(n.startswith(('tests', 'nbs')) for n in inside)
+    assert 'rr/assets/photos/damaged.jpg' in inside and not any(
+        n.startswith(('tests', 'nbs')) for n in inside
+    )
 
 
 def test_wheel_metadata(wheel):
     folder = next(n.partition('/')[0] for n in wheel.namelist() if '.dist-info/' in n)
     text = wheel.read(f'{folder}/METADATA').decode()
-    assert re.search(r'^Name: reason-restore$', text, re.M) and re.search(r'^License(-Expression)?: Apache-2.0$', text, re.M)
+    assert re.search(r'^Name: reason-restore$', text, re.M) and re.search(
+        r'^License(-Expression)?: Apache-2.0$', text, re.M
+    )
     assert 'rr = rr.cli:main' in wheel.read(f'{folder}/entry_points.txt').decode()
     always = [line for line in re.findall(r'^Requires-Dist: (.*)$', text, re.M) if 'extra ==' not in line]
     assert not [line for line in always if line.startswith(('nbdev', 'jupyter', 'pytest'))]

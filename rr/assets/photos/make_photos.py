@@ -3,6 +3,7 @@
 Needs scikit-image and matplotlib (both come with `pip install -e '.[dev]'`) for the photos that they ship; the two
 landscapes are made only if the folder of the budgie-backgrounds collection is given. Then makes `damaged.jpg`.
 """
+
 import sys
 from pathlib import Path
 
@@ -13,8 +14,12 @@ from PIL import Image
 HERE = Path(__file__).parent
 SKIMAGE, MATPLOTLIB = Path(skimage.__file__).parent / 'data', Path(matplotlib.get_data_path()) / 'sample_data'
 SOURCES = {
-    'astronaut': SKIMAGE / 'astronaut.png', 'camera': SKIMAGE / 'camera.png', 'cat': SKIMAGE / 'chelsea.png',
-    'coffee': SKIMAGE / 'coffee.png', 'rocket': SKIMAGE / 'rocket.jpg', 'hopper': MATPLOTLIB / 'grace_hopper.jpg',
+    'astronaut': SKIMAGE / 'astronaut.png',
+    'camera': SKIMAGE / 'camera.png',
+    'cat': SKIMAGE / 'chelsea.png',
+    'coffee': SKIMAGE / 'coffee.png',
+    'rocket': SKIMAGE / 'rocket.jpg',
+    'hopper': MATPLOTLIB / 'grace_hopper.jpg',
 }
 LANDSCAPES = {'lake': 'lake-sherburne.jpg', 'colosseum': 'roman-colosseum.jpg'}
 DAMAGE = dict(photo='colosseum', fog=55, noise=35, seed=1)
@@ -28,13 +33,17 @@ def save(source, name, side=640):
 
 
 def main():
-    for name, source in SOURCES.items(): save(source, name)
-    for name, source in LANDSCAPES.items() if len(sys.argv) > 1 else (): save(Path(sys.argv[1]) / source, name)
+    for name, source in SOURCES.items():
+        save(source, name)
+    for name, source in LANDSCAPES.items() if len(sys.argv) > 1 else ():
+        save(Path(sys.argv[1]) / source, name)
     from rr.core import read_photo, write_photo
     from rr.degrade import degrade
+
     clean = read_photo(HERE / f'{DAMAGE["photo"]}.jpg').image
     damaged = degrade(clean, {k: DAMAGE[k] for k in ('fog', 'noise')}, seed=DAMAGE['seed'])
     write_photo(HERE / 'damaged.jpg', damaged.image, overwrite=True)
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    main()
