@@ -1,4 +1,4 @@
-"A small random Qwen3-VL with the stock vision tower and the real Qwen vocabulary, and the shapes of the real ones."
+"A small random Qwen3-VL with the stock vision tower and the real vocabulary, and the shapes of the real ones."
 from functools import lru_cache
 from importlib.resources import files
 
@@ -8,15 +8,19 @@ from transformers import (Qwen2Tokenizer, Qwen2VLImageProcessor, Qwen3VLConfig, 
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 # Ids 151643 onwards of the Qwen3-VL vocabulary, in order.
-SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>', '<|box_start|>',
-           '<|box_end|>', '<|quad_start|>', '<|quad_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>',
-           '<|image_pad|>', '<|video_pad|>']
+SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>',
+           '<|box_start|>', '<|box_end|>', '<|quad_start|>', '<|quad_end|>', '<|vision_start|>', '<|vision_end|>',
+           '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>']
 
 # The part of the Qwen3-VL chat template that text and images need.
-CHAT_TEMPLATE = (
-    '{%- for m in messages %}<|im_start|>{{ m.role }}\n{%- for c in m.content %}{%- if c.type == "image" %}'
-    '<|vision_start|><|image_pad|><|vision_end|>{%- else %}{{ c.text }}{%- endif %}{%- endfor %}<|im_end|>\n{% endfor %}'
-    '{%- if add_generation_prompt %}<|im_start|>assistant\n{% endif %}').replace('}}\n{%-', '}}{{ "\\n" }}{%-')
+CHAT_TEMPLATE = """{%- for m in messages -%}
+{{- '<|im_start|>' + m.role + '\\n' -}}
+{%- for c in m.content -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' if c.type == 'image' else c.text -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
 ROPE = {'rope_type': 'default', 'rope_theta': 5e6, 'mrope_interleaved': True}
 
@@ -39,13 +43,15 @@ def tiny_processor():
 
 
 def tiny_model(seed=0, spread=.3):
-    "Random weights; `spread` is the standard deviation of the language model's matrices (large: far from uniform)."
-    text = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
-                head_dim=16, vocab_size=151936, tie_word_embeddings=True, rope_parameters=ROPE | {'mrope_section': [4, 2, 2]})
+    "Random weights; with a large `spread` (their standard deviation) the answers are far from uniform."
+    text = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, head_dim=16,
+                num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
+                rope_parameters=ROPE | {'mrope_section': [4, 2, 2]})
     vision = dict(depth=3, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=64, patch_size=16,
                   num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
+    config = Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True)
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True))
+    model = Qwen3VLForConditionalGeneration(config)
     for name, p in model.named_parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=spread)
     return model.eval()
@@ -58,7 +64,9 @@ def real_config(size):
     text = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
                 num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=tied,
                 rope_parameters=ROPE | {'mrope_section': [24, 20, 20]})
-    vision = dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16, deepstack_visual_indexes=[5, 11, 17])
-    if size == '8B': vision = dict(depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16,
-                                   deepstack_visual_indexes=[8, 16, 24])
-    return Qwen3VLConfig(text_config=text, vision_config=vision | {'out_hidden_size': hidden}, tie_word_embeddings=tied)
+    small = dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16)
+    large = dict(depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16)
+    vision = dict(large, deepstack_visual_indexes=[8, 16, 24]) if size == '8B' else \
+        dict(small, deepstack_visual_indexes=[5, 11, 17])
+    vision = vision | {'out_hidden_size': hidden}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
