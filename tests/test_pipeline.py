@@ -136,10 +136,12 @@ def test_record_for_json(mixed, tmp_path):
 
 
 def test_it_shows_itself_and_escapes_what_the_model_wrote(mixed):
-    result = mixed(picture(), edit=FOG)
-    result.reply.text = '<script>alert(1)</script>' + result.reply.text
+    result, evil = mixed(picture(), edit=FOG), '<script>alert(1)</script>'
+    result.photo.name, result.restored.name = evil, evil
+    result.reply.text, result.reply.tokens = evil + result.reply.text, (evil, *result.reply.tokens)
+    result.reply.probabilities = (0.5, *result.reply.probabilities)
     for html in (result._repr_html_(), result.trace_html()):
-        assert '<script>alert(1)' not in html and 'data:image/' in html
+        assert evil not in html and '&lt;script&gt;' in html and 'data:image/' in html
 
 
 # Errors
