@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'kind_colour', 'compare_strip', 'severity_values', 'severity_bars', 'severity_curves',
            'severities_line', 'pair_grid', 'Markup', 'escape', 'with_kinds', 'confidence_colour', 'token_html',
-           'reply_lines', 'line_html', 'stages_html', 'bars_html', 'data_uri', 'figure_html', 'cot_html',
-           'parameters_html', 'trace_page']
+           'reply_lines', 'line_html', 'stages_html', 'bars_html', 'data_uri', 'figure_html', 'cot_html', 'notes_html',
+           'restoration_html', 'parameters_html', 'rows_html', 'trace_page']
 
 # %% ../nbs/04_viz.ipynb #04-002
 import base64, html, io, re
@@ -40,8 +40,9 @@ def compare_strip(
     images = [to_tensor(i) for i in (before, after, clean) if i is not None]
     height, width = images[0].shape[-2:]
     tall, rows = size * height / width, 2 if zoom else 1
-    fig, axes = plt.subplots(rows, len(images), figsize=(size * len(images), tall + .35 + (size if zoom else 0)),
-                             dpi=80, squeeze=False, layout='constrained', height_ratios=[tall, size][:rows])
+    total = size * len(images), tall + .35 + (size if zoom else 0)
+    fig, axes = plt.subplots(rows, len(images), figsize=total, dpi=80, squeeze=False, layout='constrained',
+                             height_ratios=[tall, size][:rows])
     for column, image, title in zip(axes.T, images, titles):
         score = '' if clean is None or image is images[-1] else f', {psnr(image, images[-1]):.1f} dB'
         column[0].imshow(image.permute(1, 2, 0).numpy())
@@ -65,7 +66,8 @@ def severity_values(
     if isinstance(severities, Diagnosis): return severities.severities()
     if isinstance(severities, dict): return {kind: float(severities.get(kind, 0)) for kind in DEGRADATIONS}
     values = torch.as_tensor(severities).flatten().tolist()
-    if len(values) != len(KINDS): raise ValueError(f'got {len(values)} severities; expected {len(KINDS)}: {KINDS}')
+    if len(values) != len(KINDS):
+        raise ValueError(f'got {len(values)} severities; expected {len(KINDS)}: {", ".join(KINDS)}')
     return dict(zip(KINDS, values))
 
 def severity_bars(
@@ -113,7 +115,7 @@ def severities_line(
 def pair_grid(
     pairs, # of `rr.data.Pair`: degraded and clean (3, H, W), diagnosis, name
     ncols:int=4,
-    size:float=2.1, # inches a picture
+    size:float=1.6, # inches a picture
 ):  # matplotlib Figure
     "Each pair in a column: damaged above clean, under its true diagnosis."
     import math, matplotlib.pyplot as plt
@@ -143,10 +145,9 @@ def with_kinds(
     text:str, # plain text
 )->str: # HTML
     "Escaped text in which the names of kinds are underlined in their colours."
-    known = {escape(kind): kind for kind in DEGRADATIONS}
+    known = {escape(kind): f'border-bottom:3px solid {kind_colour(kind)}' for kind in DEGRADATIONS}
     pattern = r'(?<![\w-])(' + '|'.join(map(re.escape, known)) + r')(?![\w-])'
-    mark = lambda m: f'<b style="border-bottom:3px solid {kind_colour(known[m[1]])}">{m[1]}</b>'
-    return re.sub(pattern, mark, escape(text))
+    return re.sub(pattern, lambda m: f'<b style="{known[m[1]]}">{m[1]}</b>', escape(text))
 
 # %% ../nbs/04_viz.ipynb #04-029
 def confidence_colour(
@@ -189,8 +190,9 @@ def line_html(
     if text.lstrip().startswith('{'): return f'<details><summary>JSON</summary><pre>{body}</pre></details>'
     stage = re.match(r'\s*(\d+)\.\s*(\w+):', text)
     if not stage: return f'<p>{body}</p>'
-    number, name = int(stage[1]) if len(stage[1]) < 4 else 9999, escape(stage[2])
-    return f'<details{" open" if number <= folded else ""}><summary>{number} {name}</summary><p>{body}</p></details>'
+    is_open = len(stage[1]) < 3 and int(stage[1]) <= folded
+    head = f'<summary>{escape(stage[1])} {escape(stage[2])}</summary>'
+    return f'<details{" open" if is_open else ""}>{head}<p>{body}</p></details>'
 
 # %% ../nbs/04_viz.ipynb #04-033
 STYLE = '''<style>
@@ -198,9 +200,10 @@ STYLE = '''<style>
 .rr details{border-left:3px solid #ddd;margin:.3rem 0;padding:.1rem .8rem}
 .rr summary{cursor:pointer;font-weight:600;color:#555}
 .rr p{margin:.2rem 0;overflow-wrap:anywhere}.rr pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0}
-.rr figure{display:inline-block;margin:0 .6rem .6rem 0;vertical-align:top;max-width:48%}
+.rr figure{display:inline-block;margin:0 .6rem .6rem 0;vertical-align:top;max-width:calc(50% - 1rem)}
 .rr figure img{max-width:100%;height:auto;display:block}.rr figcaption{font-size:12px;color:#555}
-.rr table{border-collapse:collapse;margin:.4rem 0}.rr td,.rr th{padding:.1rem .8rem .1rem 0;text-align:left;background:none}
+.rr table{border-collapse:collapse;margin:.4rem 0}.rr td{padding:.1rem .8rem .1rem 0;background:none}
+.rr td,.rr .track{text-align:left!important}
 .rr .bar{display:inline-block;height:.8rem;vertical-align:middle}.rr .pale{opacity:.45}
 .rr .track{display:inline-block;width:16rem;background:#f1f1f1;line-height:.8rem;vertical-align:middle}
 .rr .note{color:#8a4b00}
@@ -219,16 +222,19 @@ def bars_html(
     before, after=None, # as `severity_values` takes them
 )->str:
     "Severity bars as an HTML table: each kind before and, below, after."
-    rows, shown = [], [('before', severity_values(before))]
-    if after is not None: shown.append(('after', severity_values(after)))
-    for kind in shown[0][1]:
-        for when, values in shown:
-            value = values.get(kind, 0)
-            bar = f'<span class="bar{" pale" if when == "after" else ""}" style="width:{value:.0f}%;background:{kind_colour(kind)}">'
-            label = f'{escape(kind)} {when}: {value:.0f} of 100'
-            rows.append(f'<tr><td>{escape(kind) if when == "before" else ""}</td><td>{when if after is not None else ""}</td>'
-                        f'<td><span class="track" role="img" aria-label="{label}">{bar}</span></span></td><td>{value:.0f}</td></tr>')
+    rows, before = [], severity_values(before)
+    after = None if after is None else severity_values(after)
+    for kind, value in before.items():
+        rows.append(_bar_row(kind, escape(kind), 'before' if after else '', value))
+        if after: rows.append(_bar_row(kind, '', 'after', after.get(kind, 0), ' pale'))
     return f'<table>{"".join(rows)}</table>'
+
+def _bar_row(kind, head, when, value, tone=''):
+    "One table row: name, before or after, bar, number."
+    bar = f'<span class="bar{tone}" style="width:{value:.0f}%;background:{kind_colour(kind)}"></span>'
+    label = f'{escape(kind)} {when} {value:.0f} of 100'
+    track = f'<span class="track" role="img" aria-label="{label}">{bar}</span>'
+    return f'<tr><td>{head}</td><td>{when}</td><td>{track}</td><td>{value:.0f}</td></tr>'
 
 # %% ../nbs/04_viz.ipynb #04-039
 def data_uri(
@@ -246,7 +252,8 @@ def data_uri(
 def figure_html(photo, caption:str, name:str='photo', longest:int=960)->str:
     "A picture with its caption; `photo` is a picture or an `rr.core.Photo`."
     uri = data_uri(getattr(photo, 'image', photo), getattr(photo, 'alpha', None), longest)
-    return f'<figure><img src="{uri}" alt="{escape(name)}, {escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+    image = f'<img src="{uri}" alt="{escape(name)}, {escape(caption)}">'
+    return f'<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
 # %% ../nbs/04_viz.ipynb #04-040
 def cot_html(
@@ -255,36 +262,52 @@ def cot_html(
     tokens=None, # of str
     folded:int=9, # stages beyond this one start folded
 )->str: # an HTML fragment that shows itself in a notebook
-    "A chain of thought by stages, with the model's confidence where it is known; a restoration with its photos."
-    if hasattr(trace, 'restored'): return Markup(STYLE + f'<div class="rr">{_restoration(trace, longest=480)}</div>')
-    text = trace.to_cot() if isinstance(trace, Diagnosis) else getattr(trace, 'text', trace)
-    tokens, probabilities = tokens or getattr(trace, 'tokens', None), probabilities or getattr(trace, 'probabilities', None)
-    notes = ''.join(f'<p class="note">{escape(note)}</p>' for note in _notes(trace))
-    return Markup(STYLE + f'<div class="rr">{stages_html(text, tokens, probabilities, folded)}{notes}</div>')
+    "A chain of thought by stages, with the model's confidence where known; a restoration with its photos."
+    if hasattr(trace, 'restored'): body = restoration_html(trace, longest=480)
+    else:
+        text = trace.to_cot() if isinstance(trace, Diagnosis) else getattr(trace, 'text', trace)
+        tokens = tokens or getattr(trace, 'tokens', None)
+        probabilities = probabilities or getattr(trace, 'probabilities', None)
+        body = stages_html(text, tokens, probabilities, folded) + notes_html(trace)
+    return Markup(f'{STYLE}<div class="rr">{body}</div>')
 
-def _notes(reply)->list: # of str
-    "What the parser had to say about a reply."
+def notes_html(
+    reply, # `Reply`, or anything with `repairs` and `error`
+)->str:
+    "What the parser had to repair in a reply, or why it could not."
     error = getattr(reply, 'error', '')
-    return ([f'error: {error}'] if error else []) + [f'repaired: {r}' for r in getattr(reply, 'repairs', ())]
+    notes = [f'error: {error}'] * bool(error) + [f'repaired: {r}' for r in getattr(reply, 'repairs', ())]
+    return ''.join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
-def _restoration(trace, longest):
-    "The body of a trace: photos, bars, stages."
-    left = 'nothing was wrong: returned untouched' if trace.untouched else 'restored'
-    photos = figure_html(trace.photo, 'as it came in', trace.name, longest) + figure_html(trace.restored, left, trace.name, longest)
-    bars = bars_html(trace.severity_before, trace.severity_after)
+def restoration_html(
+    trace, # `Restoration`
+    longest:int, # pixels of the photos' longer side, at most
+)->str:
+    "The body of a trace: photos, bars, stages, repairs."
+    outcome = 'nothing was wrong: returned untouched' if trace.untouched else 'restored'
+    photos = [figure_html(photo, caption, trace.name, longest)
+              for photo, caption in ((trace.photo, 'as it came in'), (trace.restored, outcome))]
     edited = '<p class="note">The diagnosis was edited before restoration.</p>' if trace.edited else ''
-    notes = ''.join(f'<p class="note">{escape(note)}</p>' for note in _notes(trace.reply))
-    return photos + bars + edited + stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities) + notes
+    stages = stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities)
+    bars = bars_html(trace.severity_before, trace.severity_after)
+    return ''.join([*photos, bars, edited, stages, notes_html(trace.reply)])
 
 # %% ../nbs/04_viz.ipynb #04-045
 def parameters_html(
     diagnosis:Diagnosis,
 )->str:
     "The physical parameters with their units, as a table."
-    rows = [f'<tr><td>{escape(kind)}</td><td>{escape(p.name)}</td><td>{escape(finding.parameters[p.name])} {escape(p.unit)}</td></tr>'
+    rows = [(kind, p.name, f'{finding.parameters[p.name]} {p.unit}')
             for kind, finding in diagnosis.findings.items() for p in DEGRADATIONS[kind].parameters
             if p.name in finding.parameters]
-    return f'<table>{"".join(rows)}</table>' if rows else '<p>none</p>'
+    return rows_html(rows) if rows else '<p>none</p>'
+
+def rows_html(
+    rows, # of cells
+)->str:
+    "A plain HTML table."
+    lines = [''.join(f'<td>{escape(cell)}</td>' for cell in row) for row in rows]
+    return '<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>'
 
 def trace_page(
     trace, # `Restoration`
@@ -292,14 +315,13 @@ def trace_page(
 )->str: # a whole HTML document
     "The story of one restoration as a self-contained page without scripts."
     title = escape(title or f'{trace.name}: reason and restore')
-    seconds = ''.join(f'<tr><td>{escape(k)}</td><td>{v:.2f} s</td></tr>' for k, v in trace.seconds.items())
-    facts = f'<tr><td>reward</td><td>{trace.reward:.3f}</td></tr><tr><td>steps</td><td>{trace.steps}</td></tr>' \
-            f'<tr><td>seed</td><td>{trace.seed}</td></tr>{seconds}'
+    facts = [('reward', f'{trace.reward:.3f}'), ('steps', trace.steps), ('seed', trace.seed),
+             *((stage, f'{seconds:.2f} s') for stage, seconds in trace.seconds.items())]
     return f'''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>{STYLE}</head>
 <body style="margin:1.5rem auto;max-width:62rem;padding:0 1rem"><main class="rr"><h1>{title}</h1>
-{_restoration(trace, longest=1280)}
-<h2>Diagnosed physics</h2>{parameters_html(trace.before)}<h2>Numbers</h2><table>{facts}</table>
+{restoration_html(trace, longest=1280)}
+<h2>Diagnosed physics</h2>{parameters_html(trace.before)}<h2>Numbers</h2>{rows_html(facts)}
 </main></body></html>'''
