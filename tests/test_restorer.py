@@ -12,8 +12,8 @@ from rr.diagnosis import Diagnosis, Finding, Scene
 from rr.nano import (NanoRestorerNet, build_nano_reasoner, nano_processor, nano_reasoner_config, save_nano_restorer,
                      train_tokenizer)
 from rr.restorer import (LORA_TARGETS, FlowPolicy, MemoryPlan, NanoRestorer, PartMemory, QwenRestorer, Restorer,
-                         RestorerError, euler, fit_prompt, memory_plan, meta_parts, pad_to_multiple, part_memory,
-                         restoration_prompt, tile_spans, tile_weights, tiny_qwen_pipeline, working_size)
+                         RestorerError, add_lora, euler, fit_prompt, full_size_parts, memory_plan, meta_parts, pad_to_multiple, part_memory,
+                         restoration_prompt, save_lora, tile_spans, tile_weights, tiny_qwen_pipeline, working_size)
 from tiny_qwen import qwen_tokenizer
 
 FOG = Diagnosis({'fog': Finding(42, {'extinction': 1.2, 'airlight': .85, 'warmth': .02}),
@@ -231,23 +231,27 @@ def test_padding_of_a_batch_changes_no_embedding(restorer):
     together, mask = restorer.embed([CLEAN, FOG]), restorer.text_mask([CLEAN, FOG])
     assert together.shape[:2] == mask.shape and mask.dtype == torch.bool
     for d, row, m in zip((CLEAN, FOG), together, mask):
-        restorer._texts.clear()
+        restorer.reader.states.clear()
         alone = restorer.embed([d])[0]
-        assert m.sum() == len(alone) == len(restorer.tokenizer(d.to_cot())['input_ids'])
+        assert m.sum() == len(alone) == len(restorer.reader.tokenizer(d.to_cot())['input_ids'])
         assert torch.allclose(row[m], alone, atol=.05) and not row[~m].any()
 
 
+def test_a_restorer_without_text_encoder_says_so():
+    with pytest.raises(RestorerError, match='no text encoder'): NanoRestorer(random_net(), device='cpu').embed([FOG])
+
+
 def test_each_text_is_read_once(restorer):
-    restorer._texts.clear()
+    restorer.reader.states.clear()
     calls = []
-    hook = restorer.language_model.register_forward_hook(lambda *_: calls.append(1))
+    hook = restorer.reader.model.register_forward_hook(lambda *_: calls.append(1))
     for _ in range(3): restorer.embed([FOG, FOG, BLUR])
     hook.remove()
     assert len(calls) == 1
 
 
 def test_the_text_encoder_is_frozen(restorer):
-    assert not any(p.requires_grad for p in restorer.language_model.parameters())
+    assert not any(p.requires_grad for p in restorer.reader.model.parameters())
     assert not restorer.embed([FOG]).requires_grad
 
 
@@ -257,7 +261,7 @@ def test_a_saved_network_loads_from_its_folder(tmp_path, reasoner):
     net = random_net(3)
     save_nano_restorer(net, tmp_path)
     loaded = Restorer.from_pretrained(tmp_path, reasoner=reasoner, device='cpu')
-    again = NanoRestorer(net, loaded.language_model, loaded.tokenizer, device='cpu')
+    again = NanoRestorer(net, loaded.reader.model, loaded.reader.tokenizer, device='cpu')
     image = photo(32, 40)
     assert psnr(loaded.restore([image], [FOG])[0], again.restore([image], [FOG])[0]) > 45  # stored in half precision
 
@@ -397,7 +401,7 @@ def test_lora_trains_alone_and_starts_as_the_base_model(tmp_path):
     cond, x, t = p.condition(image, [FOG]), p.start(image), torch.tensor([.7])
     with torch.no_grad(): base = p.velocity(x, t, cond)
     assert not list(p.parameters())
-    restorer.add_lora(rank=4, alpha=8)
+    add_lora(restorer.pipeline.transformer, rank=4, alpha=8)
     v = p.velocity(x, t, cond)
     assert torch.allclose(v, base, atol=1e-6)
     weights = list(p.parameters())
@@ -405,9 +409,9 @@ def test_lora_trains_alone_and_starts_as_the_base_model(tmp_path):
     torch.optim.SGD(weights, lr=50.).step(v.square().mean().backward())
     with torch.no_grad(): trained = p.velocity(x, t, cond)
     assert not torch.allclose(trained, base, atol=1e-3)
-    restorer.save_lora(tmp_path)
-    again = QwenRestorer(tiny_qwen_pipeline(), pixels=64 * 64)
-    again.pipeline.load_lora_weights(tmp_path)
+    save_lora(restorer.pipeline, tmp_path)
+    tiny_qwen_pipeline().save_pretrained(tmp_path / 'base')
+    again = Restorer.from_pretrained(tmp_path / 'base', device='cpu', dtype=torch.float32, lora=tmp_path, pixels=64 * 64)
     with torch.no_grad(): assert torch.allclose(again.policy.velocity(x, t, cond), trained, atol=1e-5)
 
 
@@ -492,7 +496,6 @@ def test_planned_bytes_are_the_bytes_on_disk(saved):
 
 def test_full_size_shapes_memory_and_lora_targets():
     "The published shape: Qwen-Image's 20 billion, Qwen2.5-VL-7B's 8.3 billion parameters, without their memory."
-    from rr.restorer import full_size_parts
     parts = full_size_parts()
     plan = memory_plan(parts)
     assert 20.3e9 < plan.parts['transformer'].parameters < 20.6e9
@@ -501,8 +504,7 @@ def test_full_size_shapes_memory_and_lora_targets():
     assert plan.on_device('model') == 2 * plan.parts['transformer'].parameters
     small = memory_plan(parts, quantize='4bit')
     assert small.on_device('model') < .33 * plan.on_device('model')
-    from peft import LoraConfig
     transformer = parts['transformer']
-    transformer.add_adapter(LoraConfig(r=64, lora_alpha=128, target_modules=list(LORA_TARGETS)))
+    add_lora(transformer)
     adapted = {name.split('.lora_A')[0] for name, _ in transformer.named_parameters() if 'lora_A' in name}
     assert len(adapted) == 60 * len(LORA_TARGETS)
