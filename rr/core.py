@@ -110,12 +110,11 @@ def asset(name:str) -> Path:
 
 def bundled_photos() -> dict[str, Path]:
     "The clean photos that come with the package, by name."
-    clean = (p for p in sorted(asset('photos').glob('*.jpg')) if p != damaged_photo())
-    return {p.stem: p for p in clean}
+    return {p.stem: p for p in sorted(asset('photos').glob('*.jpg'))}
 
 def damaged_photo() -> Path:
     "The damaged photo that comes with the package: what the first command of the README restores."
-    return asset('photos') / 'damaged.jpg'
+    return asset('damaged.jpg')
 
 # %% ../nbs/00_core.ipynb #00-020
 def show_images(

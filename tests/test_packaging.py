@@ -89,7 +89,7 @@ def test_wheel_holds_every_module_and_asset(wheel):
     inside = set(wheel.namelist())
     expected = {p.relative_to(ROOT).as_posix() for p in tracked_files() if p.is_relative_to(ROOT / 'rr')}
     assert expected - inside == set()
-    assert 'rr/assets/photos/damaged.jpg' in inside and not any(
+    assert 'rr/assets/damaged.jpg' in inside and not any(
         n.startswith(('tests', 'nbs')) for n in inside
     )
 

@@ -1,7 +1,7 @@
 """Make the bundled photos again: `python rr/assets/photos/make_photos.py [BUDGIE_BACKGROUNDS_FOLDER]`.
 
 Needs scikit-image and matplotlib (both come with `pip install -e '.[dev]'`) for the photos that they ship; the two
-landscapes are made only if the folder of the budgie-backgrounds collection is given. Then makes `damaged.jpg`.
+landscapes are made only if the folder of the budgie-backgrounds collection is given. Then makes `../damaged.jpg`.
 """
 
 import sys
@@ -42,7 +42,7 @@ def main():
 
     clean = read_photo(HERE / f'{DAMAGE["photo"]}.jpg').image
     damaged = degrade(clean, {k: DAMAGE[k] for k in ('fog', 'noise')}, seed=DAMAGE['seed'])
-    write_photo(HERE / 'damaged.jpg', damaged.image, overwrite=True)
+    write_photo(HERE.parent / 'damaged.jpg', damaged.image, overwrite=True)
 
 
 if __name__ == '__main__':
