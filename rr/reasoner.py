@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'ReasonerError', 'Prompt',
            'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos', 'model_inputs', 'evaluating',
-           'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening', 'Guide', 'tree_tokens',
-           'tree_ancestors', 'tree_distribution', 'expected', 'severity_distribution', 'run', 'Reply', 'read_reply',
-           'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization', 'one_line', 'check_folder',
-           'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'load_nano', 'load_reasoner', 'Reasoner']
+           'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening', 'closing', 'Guide',
+           'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'severity_distribution', 'run', 'Reply',
+           'read_reply', 'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization', 'one_line',
+           'check_folder', 'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'load_nano',
+           'load_reasoner', 'Reasoner']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
 import json, time, warnings
@@ -195,53 +196,74 @@ class Opening:
         severities_only:bool = False,  # end before the last kind's digits: enough to measure, not to read
     ):
         self.digits, self.root, self.site_nodes = digit_tokens(tokenizer), {}, set()
+        self.severities_only = severities_only
+        self.line_ends = {i for token, i in tokenizer.get_vocab().items() if token.endswith('Ċ')}  # Ċ is a line break
         subsets = [kinds for n in range(len(KINDS) + 1) for kinds in combinations(KINDS, n)]
-        self.length = max(self._add(*opening_tokens(tokenizer, kinds, self.digits), kinds, severities_only)
-                          for kinds in subsets)
+        self.length = max(self._add(*opening_tokens(tokenizer, kinds, self.digits), kinds) for kinds in subsets)
 
-    def _add(self, tokens, sites, kinds, severities_only) -> int:
+    def _add(self, tokens, sites, kinds) -> int:
         node, start = self.root, 0
         for kind, site in zip(KINDS, sites):
             for token in tokens[start:site]: node = node.setdefault(token, {})
             self.site_nodes.add(id(node))
-            if severities_only and kind == KINDS[-1]: return site
+            if self.severities_only and kind == KINDS[-1]: return site
             node, start = hang_severity(node, self.digits, kind in kinds), site + 3
         for token in tokens[start:]: node = node.setdefault(token, {})
         return len(tokens)
 
 # %% ../nbs/07_reasoner.ipynb #07-042
+def closing(
+    text:str,  # a reply so far
+    tokenizer,
+) -> tuple[dict, tuple]:  # graph of the JSON and the end token, repairs; empty where stage 5 is not just done
+    "What must follow once the five stages are written."
+    lines = text.split('\n')
+    if len(lines) < 2 or lines[-1] or not lines[-2].startswith('5.'): return {}, ()
+    try: parsed = parse_cot(text)
+    except CoTError: return {}, ()
+    node = {tokenizer.eos_token_id: {}}
+    for token in reversed(tokenizer.encode(parsed.diagnosis.to_json())): node = {token: node}
+    return node, tuple(r for r in parsed.repairs if 'JSON' not in r)
+
+# %% ../nbs/07_reasoner.ipynb #07-045
 class Guide:
-    "A logits processor: keeps the beginning legal, notes probabilities and the columns of the severities."
+    "A logits processor: keeps beginning and end legal, notes probabilities and the columns of the severities."
     def __init__(
         self,
-        opening:Opening|None,  # None: free text from the first token
-        stop:int|None = None,  # token that ends the reply after the opening; None: go on in free text
+        opening:Opening|None,  # None: free text from the first token to the last
+        tokenizer,
     ):
-        self.opening, self.stop, self.nodes, self.probabilities = opening, stop, None, []
+        self.opening, self.tokenizer, self.nodes, self.probabilities = opening, tokenizer, None, []
 
     def __call__(self, ids:Tensor, scores:Tensor) -> Tensor:  # ids (B,L), scores (B,V)
-        if self.opening: self._walk(ids)
-        masked = self._mask(scores) if self.opening else scores
+        masked = scores
+        if self.opening: self._walk(ids); masked = self._mask(scores)
         picked = masked.argmax(-1, keepdim=True)
         log_p = scores.gather(1, picked)[:, 0].float() - scores.float().logsumexp(-1)
         self.probabilities.append(log_p.exp())
         return masked
 
     def _walk(self, ids):
-        if self.nodes is None: self.nodes, self.sites = [self.opening.root] * len(ids), [[] for _ in ids]
+        if self.nodes is None:
+            self.start, self.nodes = ids.shape[1], [self.opening.root] * len(ids)
+            self.sites, self.repairs = [[] for _ in ids], [()] * len(ids)
         else: self.nodes = [node.get(token, {}) for node, token in zip(self.nodes, ids[:, -1].tolist())]
-        for node, sites in zip(self.nodes, self.sites):
-            if id(node) in self.opening.site_nodes: sites.append(ids.shape[1])
+        for row, node in enumerate(self.nodes):
+            if id(node) in self.opening.site_nodes: self.sites[row].append(ids.shape[1])
+            elif not node and ids[row, -1].item() in self.opening.line_ends:
+                text = self.tokenizer.decode(ids[row, self.start:])
+                self.nodes[row], self.repairs[row] = closing(text, self.tokenizer)
 
     def _mask(self, scores):
-        if self.stop is None and not any(self.nodes): return scores
+        ending = self.opening.severities_only
+        if not ending and not any(self.nodes): return scores
         masked = torch.full_like(scores, -torch.inf)
         for row, node in enumerate(self.nodes):
-            allowed = list(node) or ([self.stop] if self.stop is not None else slice(None))
+            allowed = list(node) or ([self.tokenizer.eos_token_id] if ending else slice(None))
             masked[row, allowed] = scores[row, allowed]
         return masked
 
-# %% ../nbs/07_reasoner.ipynb #07-047
+# %% ../nbs/07_reasoner.ipynb #07-050
 PARENT = torch.tensor([-1, 0, 0] + [1] * 10 + [2])  # of root, '0', '1', '00' .. '09', '10'
 DEPTH = torch.tensor([0, 1, 1] + [2] * 11)  # digits written so far
 
@@ -260,7 +282,7 @@ def tree_ancestors() -> Tensor:  # (14,14) bool
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
-# %% ../nbs/07_reasoner.ipynb #07-050
+# %% ../nbs/07_reasoner.ipynb #07-053
 def tree_distribution(
     log_p:Tensor,  # (..., 14, 10) log-probability of each digit after each node
 ) -> Tensor:  # (..., 101) sums to 1
@@ -275,7 +297,7 @@ def expected(
     "The expected value of a severity."
     return distribution @ torch.arange(101., device=distribution.device, dtype=distribution.dtype)
 
-# %% ../nbs/07_reasoner.ipynb #07-051
+# %% ../nbs/07_reasoner.ipynb #07-054
 @torch.no_grad()
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
@@ -301,7 +323,7 @@ def severity_distribution(
                    past_key_values=cache, use_cache=True).logits.float()
     return tree_distribution(logits.log_softmax(-1)[..., digits].view(B, K, N, 10))
 
-# %% ../nbs/07_reasoner.ipynb #07-053
+# %% ../nbs/07_reasoner.ipynb #07-056
 def run(
     model,  # a `Qwen3VLForConditionalGeneration`
     processor,  # its `Qwen3VLProcessor`
@@ -319,7 +341,7 @@ def run(
         p = severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
         return new, p.cpu()
 
-# %% ../nbs/07_reasoner.ipynb #07-061
+# %% ../nbs/07_reasoner.ipynb #07-064
 @dataclass
 class Reply:
     "What the reasoner wrote about one photo, and how sure it was."
@@ -328,7 +350,7 @@ class Reply:
     probabilities: tuple[float, ...]  # the model's own probability of each token, 0..1
     seconds: float  # wall time of its batch, divided by the photos in the batch
     diagnosis: Diagnosis  # empty where `error` says that there is none
-    repairs: tuple[str, ...] = ()  # what the parser had to repair
+    repairs: tuple[str, ...] = ()  # what the parser had to repair, in the stages or in the whole
     error: str = ''  # why the text holds no diagnosis; '' where it does
     distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over 0..100; None in free mode
 
@@ -343,7 +365,7 @@ def read_reply(text:str) -> dict:
     except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
     return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
 
-# %% ../nbs/07_reasoner.ipynb #07-064
+# %% ../nbs/07_reasoner.ipynb #07-067
 def to_replies(
     tokenizer,
     new:Tensor,  # (B,n) reply tokens
@@ -356,12 +378,16 @@ def to_replies(
     probabilities, replies = torch.stack(guide.probabilities, 1).tolist(), []
     for row, ids in enumerate(new.tolist()):
         ids = ids[:next((i for i, t in enumerate(ids) if t in ends), len(ids))]
-        text, tokens = tokenizer.decode(ids, skip_special_tokens=True), tuple(tokenizer.decode([t]) for t in ids)
-        replies.append(Reply(text, tokens, tuple(probabilities[row][:len(ids)]), seconds / len(new),
-                             **read_reply(text), distribution=None if distribution is None else distribution[row]))
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        reply = Reply(text, tuple(tokenizer.decode([t]) for t in ids), tuple(probabilities[row][:len(ids)]),
+                      seconds / len(new), **read_reply(text))
+        if guide.opening:
+            reply.repairs = tuple(dict.fromkeys([*guide.repairs[row], *reply.repairs]))
+            reply.distribution = distribution[row]
+        replies.append(reply)
     return replies
 
-# %% ../nbs/07_reasoner.ipynb #07-067
+# %% ../nbs/07_reasoner.ipynb #07-070
 FOUR_BIT = 4.5 / 8  # bytes a weight: 4 bits, and a float32 scale for every 64 weights
 
 def memory_needed(
@@ -385,7 +411,7 @@ def free_memory(device:torch.device) -> int:  # bytes
     import psutil
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
-# %% ../nbs/07_reasoner.ipynb #07-068
+# %% ../nbs/07_reasoner.ipynb #07-071
 def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:torch.device):
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
@@ -405,7 +431,7 @@ def quantization(quantize:str|None):  # None or '4bit'
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
                               bnb_4bit_compute_dtype=torch.bfloat16)
 
-# %% ../nbs/07_reasoner.ipynb #07-073
+# %% ../nbs/07_reasoner.ipynb #07-076
 def one_line(error:Exception) -> str:
     "The first line of an error's message."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -448,7 +474,7 @@ def fetch(
         raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a '
                             f'network, `hf download {name}` fetches it once') from e
 
-# %% ../nbs/07_reasoner.ipynb #07-074
+# %% ../nbs/07_reasoner.ipynb #07-077
 def load_qwen(
     name:str,  # folder or hub id of a Qwen3-VL model
     device:torch.device,
@@ -471,7 +497,7 @@ def load_qwen(
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
 
-# %% ../nbs/07_reasoner.ipynb #07-075
+# %% ../nbs/07_reasoner.ipynb #07-078
 def adapter_base(name:str) -> str|None:
     "The model that the LoRA adapter in the folder `name` belongs to; None where there is no adapter."
     settings = Path(name) / 'adapter_config.json'
@@ -516,7 +542,7 @@ def load_reasoner(
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
     return cls(model, processor)
 
-# %% ../nbs/07_reasoner.ipynb #07-077
+# %% ../nbs/07_reasoner.ipynb #07-080
 class Reasoner:
     "Looks at photos and writes diagnoses; the nano and the Qwen size are both this class."
     def __init__(
@@ -552,12 +578,12 @@ class Reasoner:
         self,
         images,  # one photo or many
         max_new_tokens:int = 512,  # stages 1 and 2 are always written whole
-        constrain:bool = True,  # hold stages 1 and 2 to their form
+        constrain:bool = True,  # hold stages 1 and 2 to their form, and the JSON to the stages
     ) -> list[Reply]:
         "What the model writes about each photo."
         replies, ends, start = [], end_tokens(self.model, self.tokenizer), time.perf_counter()
         for inputs in self.batches(images):
-            guide = Guide(self.opening if constrain else None)
+            guide = Guide(self.opening if constrain else None, self.tokenizer)
             new, p = run(self.model, self.processor, inputs, guide, max(max_new_tokens, self.opening.length))
             seconds, start = time.perf_counter() - start, time.perf_counter()
             replies += to_replies(self.tokenizer, new, ends, guide, p, seconds)
@@ -572,7 +598,7 @@ class Reasoner:
 
     def severity_distribution(self, images) -> Tensor:  # (B,K,101)
         "For each of `KINDS`, the distribution over 0..100 given what the model writes before it."
-        found = [run(self.model, self.processor, inputs, Guide(self.short_opening, self.tokenizer.eos_token_id),
+        found = [run(self.model, self.processor, inputs, Guide(self.short_opening, self.tokenizer),
                      self.short_opening.length + 1)[1] for inputs in self.batches(images)]
         return torch.cat(found) if found else torch.zeros(0, len(KINDS), 101)
 

@@ -11,8 +11,8 @@ from rr.core import bundled_photos, read_photo
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
-from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Opening, Reasoner, ReasonerError, chat, digit_tokens,
-                         expected, hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, Opening, Reasoner, ReasonerError, chat,
+                         digit_tokens, expected, hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
 from tiny_qwen import qwen_tokenizer, real_config, tiny_model, tiny_processor
 
 
@@ -90,6 +90,28 @@ def test_every_true_chain_of_thought_passes_the_guide(tiny):
             if not node: break
             node = node[token]
         assert node == {}
+
+def guided(tokenizer, opening, text, limit=400):
+    "What the guide makes of random logits after `text` was written, as text up to the end token."
+    guide, ids, g = Guide(opening, tokenizer), torch.zeros(1, 1, dtype=torch.long), torch.Generator().manual_seed(0)
+    for token in [*tokenizer.encode(text), None]:
+        scores = guide(ids, torch.randn(1, len(tokenizer), generator=g))
+        if token is not None: ids = torch.cat([ids, torch.tensor([[token]])], 1)
+    written = len(ids[0])
+    while (token := scores.argmax(-1).item()) != tokenizer.eos_token_id and len(ids[0]) < written + limit:
+        ids = torch.cat([ids, torch.tensor([[token]])], 1)
+        scores = guide(ids, torch.randn(1, len(tokenizer), generator=g))
+    return tokenizer.decode(ids[0, written:]), guide
+
+def test_json_is_held_to_the_stages(tiny):
+    *stages, closing = EXAMPLE.to_cot().split('\n')
+    text, guide = guided(tiny.tokenizer, tiny.opening, '\n'.join(stages) + '\n')
+    assert text == closing and guide.repairs == [()] and len(guide.sites[0]) == len(KINDS)
+    wild = '\n'.join(stages).replace('sigma 23.0', 'sigma 230.0') + '\n'
+    text, guide = guided(tiny.tokenizer, tiny.opening, wild)
+    assert parse_cot(text).diagnosis.findings['noise'].parameters['sigma'] == 100. and 'noise.sigma' in guide.repairs[0][0]
+    unfinished, _ = guided(tiny.tokenizer, tiny.opening, '\n'.join(stages[:4]) + '\n', limit=20)
+    assert not unfinished.startswith('{"fog"')
 
 def test_vocabulary_without_digit_tokens_is_refused():
     class Words:
