@@ -90,9 +90,10 @@ def quality(
     metric:str='psnr', # A key of `METRICS`
 )->torch.Tensor: # (B,) or a number, in the metric's own unit
     "Quality of `images` against `clean` under the protocol `METRICS[metric]`."
-    if metric not in METRICS: raise KeyError(f'{metric!r} is no known metric; choose from {", ".join(METRICS)}')
+    if metric not in METRICS:
+        raise KeyError(f'{metric!r} is no known metric; choose from {", ".join(METRICS)}')
     if images.shape != clean.shape:
-        raise ValueError(f'images are {tuple(images.shape)} and clean is {tuple(clean.shape)}: same shape expected')
+        raise ValueError(f'images are {tuple(images.shape)}, clean is {tuple(clean.shape)}: same shape expected')
     pair = [x.detach().cpu().float().clamp(0, 1) for x in (images, clean)]
     if images.ndim == 3: pair = [x[None] for x in pair]
     with torch.no_grad(): value = _pyiqa(metric)(*pair).double().flatten()
@@ -148,7 +149,8 @@ class SeverityCurve:
     )->np.ndarray: # (photos, severities)
         "All values of one kind under one metric."
         found = [r['value'] for r in self.rows if r['kind'] == kind and r['metric'] == metric]
-        if not found: raise KeyError(f'no curve for {kind!r} under {metric!r}; there are {self.kinds} and {self.metrics}')
+        if not found:
+            raise KeyError(f'no curve of {kind!r} under {metric!r}; there are {self.kinds} and {self.metrics}')
         return np.array(found).reshape(-1, len(self.severities))
 
     def summary(self)->Table:
@@ -197,7 +199,7 @@ def _ranks(x): return np.argsort(np.argsort(x, axis=-1), axis=-1).astype(float)
 
 def monotonicity(
     curve:SeverityCurve,
-)->Table: # kind, metric, share of worsening steps, Spearman correlation, whether the mean curve is strictly ordered
+)->Table: # kind, metric, share of worsening steps, Spearman correlation, is the mean strictly ordered
     "How strictly measured loss follows severity, photo by photo."
     out = Table(caption='Does loss grow with severity?')
     for kind in curve.kinds:
@@ -205,8 +207,9 @@ def monotonicity(
             loss = _loss(curve.values(kind, metric), metric)
             truth = np.arange(loss.shape[1], dtype=float)
             rho = [np.corrcoef(r, truth)[0, 1] for r in _ranks(loss)]
+            ordered = bool((np.diff(loss.mean(0)) > 0).all())
             out.append(dict(kind=kind, metric=metric, worsening_steps=float((np.diff(loss) > 0).mean()),
-                            spearman=float(np.mean(rho)), mean_is_ordered=bool((np.diff(loss.mean(0)) > 0).all())))
+                            spearman=float(np.mean(rho)), mean_is_ordered=ordered))
     return out
 
 # %% ../nbs/02_severity.ipynb #02-047
@@ -216,13 +219,15 @@ def unevenness(
     "How far apart the kinds are at equal severity, by metric."
     out = Table(caption='Kinds at equal severity')
     for metric in curve.metrics:
-        loss = np.stack([_loss(curve.values(kind, metric), metric).mean(0) for kind in curve.kinds]) # (kinds, severities)
+        means = [_loss(curve.values(kind, metric), metric).mean(0) for kind in curve.kinds]
+        loss = np.stack(means) # (kinds, severities)
         travel = (loss[:, -1] - loss[:, 0]).mean()
         for j, s in enumerate(curve.severities):
             order = loss[:, j].argsort()
             gap = float(loss[order[-1], j] - loss[order[0], j])
             out.append(dict(metric=metric, severity=int(s), mildest=curve.kinds[order[0]],
-                            hardest=curve.kinds[order[-1]], gap=round(gap, 3), share_of_scale=float(gap / travel)))
+                            hardest=curve.kinds[order[-1]], gap=f'{gap:.3f}',
+                            share_of_scale=float(gap / travel)))
     return out
 
 # %% ../nbs/02_severity.ipynb #02-050
@@ -232,7 +237,7 @@ def equivalent_severity(
     severity:float, # and how severe it is, 0-100
     other:str, # The kind to express it in
     metric:str='psnr',
-)->float: # Severity of `other` with the same mean loss; at the ends of the measured range it is clipped to them
+)->float: # Severity of `other` with the same mean loss, clipped to the measured range
     "Severity of another kind that costs as much under one metric, read off the mean curves."
     have = np.interp(severity, curve.severities, _loss(curve.values(kind, metric), metric).mean(0))
     loss = np.maximum.accumulate(_loss(curve.values(other, metric), metric).mean(0))

@@ -93,7 +93,7 @@ def test_monotonicity_by_hand():
 def test_unevenness_and_exchange_by_hand():
     curve = made({'fog': [[20, 10]], 'noise': [[30, 20]]})
     row = unevenness(curve)[0]
-    assert (row['mildest'], row['hardest'], row['gap'], row['share_of_scale']) == ('noise', 'fog', 10, 1)
+    assert (row['mildest'], row['hardest'], row['gap'], row['share_of_scale']) == ('noise', 'fog', '10.000', 1)
     assert equivalent_severity(curve, 'fog', 10, 'noise') == 20
     assert equivalent_severity(curve, 'noise', 15, 'noise') == 15
     assert equivalent_severity(curve, 'fog', 20, 'noise') == 20
