@@ -365,7 +365,7 @@ class NanoRestorer(Restorer):
         if height * width <= self.tile ** 2: return run(slice(None), slice(None))[:, :h, :w]
         return blend_tiles(run, height, width, self.tile, self.overlap, self.overlap // 4)[:, :h, :w]
 
-# %% ../nbs/09_restorer.ipynb #09-070
+# %% ../nbs/09_restorer.ipynb #09-071
 INSTRUCTION = ('Restore this photo: remove the damage listed below and nothing else. Same scene, same framing, same '
                'colours and textures, every object in its place; add nothing.')
 
@@ -390,7 +390,7 @@ def fit_prompt(
     while len(tokenizer(cut := tokenizer.decode(ids[:keep]))['input_ids']) > max_tokens: keep -= 1
     return cut.rstrip('\ufffd')
 
-# %% ../nbs/09_restorer.ipynb #09-073
+# %% ../nbs/09_restorer.ipynb #09-074
 def working_size(
     height:int, width:int,  # of the photo
     pixels:int=1024 * 1024,  # area to work at
@@ -403,7 +403,7 @@ def working_size(
     wide = math.sqrt(pixels * ratio)
     return tuple(max(1, round(n / multiple)) * multiple for n in (wide / ratio, wide))
 
-# %% ../nbs/09_restorer.ipynb #09-076
+# %% ../nbs/09_restorer.ipynb #09-077
 class QwenLatents:
     "The image side of a Qwen-Image-Edit pipeline: images to latents to tokens, and back."
     def __init__(self, pipeline, pixels:int): self.pipeline, self.pixels = pipeline, pixels  # pixels: area to work at
@@ -440,7 +440,7 @@ class QwenLatents:
         scale = self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(tokens, *(n * scale for n in like.shape[-2:]), scale)[:, :, 0]
 
-# %% ../nbs/09_restorer.ipynb #09-078
+# %% ../nbs/09_restorer.ipynb #09-079
 @dataclass
 class QwenCondition:
     "What the Qwen transformer is given beside `x` and `t`."
@@ -475,7 +475,7 @@ def read_prompts(
         pairs.append(pipeline.encode_prompt(prompt=prompt, image=[seen], device=pipeline._execution_device))
     return stack_texts(pairs)
 
-# %% ../nbs/09_restorer.ipynb #09-080
+# %% ../nbs/09_restorer.ipynb #09-081
 def qwen_times(
     scheduler,  # FlowMatchEulerDiscreteScheduler of the model
     steps:int,
@@ -499,7 +499,7 @@ def guide(
     guided = away + scale * (v - away)
     return guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
-# %% ../nbs/09_restorer.ipynb #09-082
+# %% ../nbs/09_restorer.ipynb #09-083
 class QwenFlowPolicy(FlowPolicy):
     "The flow `noise -> clean latents` of Qwen-Image-Edit; the photo is given as extra tokens."
     def __init__(self,
@@ -554,7 +554,7 @@ class QwenFlowPolicy(FlowPolicy):
                           img_shapes=[[grid, grid]] * len(x), return_dict=False)[0]
         return out[:, :tokens.shape[1]]
 
-# %% ../nbs/09_restorer.ipynb #09-084
+# %% ../nbs/09_restorer.ipynb #09-085
 OFFLOADS = ('none', 'model', 'group', 'sequential')
 PARTS = ('transformer', 'text_encoder', 'vae')
 
@@ -584,7 +584,7 @@ def part_memory(
     return PartMemory(sum(p.numel() for p in module.parameters()), round(total(module)), round(max(blocks, default=0)),
                       round(total(module) - sum(blocks)), round(max(size(m) for m in module.modules())))
 
-# %% ../nbs/09_restorer.ipynb #09-085
+# %% ../nbs/09_restorer.ipynb #09-086
 @dataclass(frozen=True)
 class MemoryPlan:
     "What the weights of a pipeline need, before they are loaded; the images being worked on come on top."
@@ -609,7 +609,7 @@ class MemoryPlan:
                     f"{name}: the weights need {need / 1e9:.1f} GB of memory on '{place.type}', "
                     f"{free / 1e9:.1f} GB are free: use a larger machine, quantize='4bit', offload='model' (with a GPU), or the restorer 'nano'")
 
-# %% ../nbs/09_restorer.ipynb #09-086
+# %% ../nbs/09_restorer.ipynb #09-087
 def free_memory(device:torch.device) -> int:  # bytes
     "Memory that is free on `device` now."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
@@ -626,7 +626,7 @@ def memory_plan(
         raise RestorerError(f"got quantize={quantize!r}; expected None, '8bit' or '4bit'")
     return MemoryPlan({k: part_memory(m, dtype, None if k == 'vae' else quantize) for k, m in modules.items()})
 
-# %% ../nbs/09_restorer.ipynb #09-088
+# %% ../nbs/09_restorer.ipynb #09-089
 def find_configs(
     name,  # folder or hub id
 ) -> Path:  # folder with model_index.json and the config of every part
@@ -643,7 +643,7 @@ def find_configs(
     if missing: raise RestorerError(f'{name}: incomplete, files missing in {", ".join(missing)}: download it again')
     return folder
 
-# %% ../nbs/09_restorer.ipynb #09-089
+# %% ../nbs/09_restorer.ipynb #09-090
 def missing_weights(folder:Path) -> list[str]:
     "Weight files that a part's index names and that are not there; the usual name if there is none at all."
     if indexes := list(folder.glob('*.safetensors.index.json')):
@@ -663,7 +663,7 @@ def meta_parts(
         return {'transformer': build(QwenImageTransformer2DModel, 'transformer'),
                 'vae': build(AutoencoderKLQwenImage, 'vae'), 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-090
+# %% ../nbs/09_restorer.ipynb #09-091
 def full_size_parts() -> dict:  # part -> module without memory
     "The networks of Qwen-Image-Edit in their published shape, on the `meta` device; needs no file of theirs."
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -676,7 +676,7 @@ def full_size_parts() -> dict:  # part -> module without memory
         return {'transformer': QwenImageTransformer2DModel(), 'vae': AutoencoderKLQwenImage(),
                 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-096
+# %% ../nbs/09_restorer.ipynb #09-097
 def pipeline_class(folder:Path):
     "The pipeline class that model_index.json names."
     import diffusers
@@ -685,7 +685,7 @@ def pipeline_class(folder:Path):
         raise RestorerError(f'{folder.name}: got a {name}; expected a model such as Qwen/Qwen-Image-Edit-2509')
     return getattr(diffusers, name)
 
-# %% ../nbs/09_restorer.ipynb #09-097
+# %% ../nbs/09_restorer.ipynb #09-098
 def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     "The pipeline with its weights, placed as `offload` says."
     options = {}
@@ -704,7 +704,7 @@ def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     else: pipeline.enable_group_offload(device, num_blocks_per_group=1, use_stream=device.type == 'cuda')
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-098
+# %% ../nbs/09_restorer.ipynb #09-099
 class QwenRestorer(Restorer):
     "Qwen-Image-Edit through its `diffusers` pipeline."
     default_steps = 40
@@ -734,8 +734,8 @@ class QwenRestorer(Restorer):
         dtype = dtype or (torch.bfloat16 if has_bf16(device) else torch.float32)
         if offload not in OFFLOADS:
             raise RestorerError(f'got offload={offload!r}; expected one of {", ".join(OFFLOADS)}')
-        if offload != 'none' and device.type == 'cpu':
-            raise RestorerError(f'got offload={offload!r} on the CPU; expected a GPU to load parts of the model to')
+        if device.type == 'cpu' and (offload != 'none' or quantize in ('8bit', '4bit')):
+            raise RestorerError(f'got offload={offload!r}, quantize={quantize!r} on the CPU; expected a GPU for either')
         with one_line_errors(name):
             folder = find_configs(name)
             kind = pipeline_class(folder)
@@ -761,9 +761,11 @@ class QwenRestorer(Restorer):
         "One photo at the working size, and back to its own."
         cond = self.policy.condition(image[None], [diagnosis])
         x = euler(self.policy, self.policy.start(image[None], seed), cond, steps, on_step)
-        return F.interpolate(self.policy.decode(x), image.shape[-2:], mode='bicubic', antialias=True)[0].clamp(0, 1)
+        made = self.policy.decode(x)
+        self.pipeline.maybe_free_model_hooks()
+        return F.interpolate(made, image.shape[-2:], mode='bicubic', antialias=True)[0].clamp(0, 1)
 
-# %% ../nbs/09_restorer.ipynb #09-100
+# %% ../nbs/09_restorer.ipynb #09-101
 BYTE_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>',
                   '<|image_pad|>', '<|video_pad|>')
 
@@ -775,7 +777,7 @@ def byte_processor():
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=list(BYTE_SPECIALS[1:]))
     return Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
 
-# %% ../nbs/09_restorer.ipynb #09-101
+# %% ../nbs/09_restorer.ipynb #09-102
 def tiny_text_encoder(tokenizer):
     "A stock Qwen2.5-VL with two layers of 16 channels and random weights."
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -789,7 +791,7 @@ def tiny_text_encoder(tokenizer):
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'),
         vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>')))
 
-# %% ../nbs/09_restorer.ipynb #09-102
+# %% ../nbs/09_restorer.ipynb #09-103
 def tiny_qwen_pipeline(
     plus:bool=True,  # as Qwen-Image-Edit-2509 and 2511; False: as the first Qwen-Image-Edit
     zero_cond_t:bool=False,  # True as in 2511: the photo's tokens are told t = 0
@@ -816,7 +818,7 @@ def tiny_qwen_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-111
+# %% ../nbs/09_restorer.ipynb #09-112
 LORA_TARGETS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 
 def add_lora(

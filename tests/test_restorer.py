@@ -470,6 +470,7 @@ def test_unknown_names_and_options_are_one_line(saved, tmp_path):
     assert 'no model_index.json' in error_line(tmp_path, device='cpu')
     assert 'offload' in error_line(saved, device='cpu', offload='disk')
     assert 'expected a GPU' in error_line(saved, device='cpu', offload='model')
+    assert 'expected a GPU' in error_line(saved, device='cpu', quantize='4bit')
     assert "quantize='2bit'" in error_line(saved, device='cpu', quantize='2bit')
 
 
