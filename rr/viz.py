@@ -202,7 +202,7 @@ STYLE = '''<style>
 .rr p{margin:.2rem 0;overflow-wrap:anywhere}.rr pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0}
 .rr figure{display:inline-block;margin:0 .6rem .6rem 0;vertical-align:top;max-width:calc(50% - 1rem)}
 .rr figure img{max-width:100%;height:auto;display:block}.rr figcaption{font-size:12px;color:#555}
-.rr table{border-collapse:collapse;margin:.4rem 0}.rr td{padding:.1rem .8rem .1rem 0;background:none}
+.rr table{border-collapse:collapse;margin:.4rem 0}.rr td{font-size:14px;padding:.1rem .8rem .1rem 0;background:none}
 .rr td,.rr .track{text-align:left!important}
 .rr .bar{display:inline-block;height:.8rem;vertical-align:middle}.rr .pale{opacity:.45}
 .rr .track{display:inline-block;width:16rem;background:#f1f1f1;line-height:.8rem;vertical-align:middle}
@@ -232,7 +232,7 @@ def bars_html(
 def _bar_row(kind, head, when, value, tone=''):
     "One table row: name, before or after, bar, number."
     bar = f'<span class="bar{tone}" style="width:{value:.0f}%;background:{kind_colour(kind)}"></span>'
-    label = f'{escape(kind)} {when} {value:.0f} of 100'
+    label = ' '.join(filter(None, [escape(kind), when, f'{value:.0f} of 100']))
     track = f'<span class="track" role="img" aria-label="{label}">{bar}</span>'
     return f'<tr><td>{head}</td><td>{when}</td><td>{track}</td><td>{value:.0f}</td></tr>'
 
@@ -289,7 +289,8 @@ def restoration_html(
               for photo, caption in ((trace.photo, 'as it came in'), (trace.restored, outcome))]
     edited = '<p class="note">The diagnosis was edited before restoration.</p>' if trace.edited else ''
     stages = stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities)
-    bars = bars_html(trace.severity_before, trace.severity_after)
+    bars = '<p>Expected severity, a mean over the digits that the reasoner considered:</p>'
+    bars += bars_html(trace.severity_before, trace.severity_after)
     return ''.join([*photos, bars, edited, stages, notes_html(trace.reply)])
 
 # %% ../nbs/04_viz.ipynb #04-045
