@@ -148,10 +148,10 @@ def result_stems(paths) -> list[str]:
 # %% ../nbs/16_cli.ipynb #16-017
 def run_degrade(args) -> int:
     "Damage one photo on purpose."
-    from rr.core import read_photo, write_photo
-    from rr.degrade import degrade
     severities = {kind: getattr(args, kind) for kind in DEGRADATION_OPTIONS if getattr(args, kind)}
     if not severities: raise argparse.ArgumentError(None, f'give one or more of --{" --".join(DEGRADATION_OPTIONS)}')
+    from rr.core import read_photo, write_photo
+    from rr.degrade import degrade
 
     def work(path):
         photo = read_photo(path)
