@@ -80,7 +80,8 @@ def explorer_report(
 )->str: # HTML
     "Bars, PSNR and parameters of a damaged photo."
     truth, score = Diagnosis.from_degraded(made), psnr(made.image, clean).item()
-    return f'{STYLE}<div class="rr">{bars_html(truth)}<p>PSNR {score:.1f} dB</p>{parameters_html(truth)}</div>'
+    body = f'{bars_html(truth)}<p>PSNR {score:.1f} dB</p>{parameters_html(truth)}'
+    return f'{STYLE}<div class="rr">{body}</div>'
 
 # %% ../nbs/13_widgets.ipynb #13-018
 class TraceViewer(widgets.VBox):
