@@ -8,7 +8,7 @@ __all__ = ['as_photo', 'Saved', 'save_restoration', 'summary', 'record', 'Restor
 # %% ../nbs/12_pipeline.ipynb #12-002
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 

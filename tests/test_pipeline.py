@@ -1,17 +1,17 @@
 "The whole loop: stock Qwen classes built small and random, the nano weights, files in and out, errors in one line."
-import json, re
+import json, re, subprocess, sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from rr.core import Photo, PhotoError, read_photo, seeded, to_pil
-from rr.degrade import KINDS, degrade
+from rr.core import PhotoError, bundled_photos, damaged_photo, psnr, read_photo, seeded, to_pil
+from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
 from rr.pipeline import ReasonRestore, Restoration, as_photo
 from rr.reasoner import Reasoner, ReasonerError
-from rr.restorer import NanoRestorer, QwenRestorer, RestorerError, tiny_qwen_pipeline
+from rr.restorer import NanoRestorer, QwenRestorer, tiny_qwen_pipeline
 from rr.nano import NanoRestorerNet
 from tiny_qwen import tiny_model, tiny_processor
 
@@ -65,6 +65,37 @@ def test_same_seed_same_photo(qwen):
 def test_edit_by_a_function(mixed):
     result = mixed(picture(), edit=lambda d: Diagnosis().with_severity('noise', 33))
     assert result.before.severities() == {'fog': 0, 'rain': 0, 'blur': 0, 'noise': 33} and result.edited
+
+
+# The weights that ship
+
+@pytest.fixture(scope='module')
+def nano(): return ReasonRestore.from_pretrained(device='cpu')
+
+
+def test_nano_makes_the_bundled_photo_better(nano):
+    result, truth = nano(damaged_photo()), read_photo(bundled_photos()['colosseum']).image
+    assert {'fog', 'noise'} <= set(result.before.present)
+    assert psnr(result.restored.image, truth) > psnr(result.photo.image, truth) + 4
+    assert result.severity_after.sum() < 0.6 * result.severity_before.sum() and result.reward > 0.2
+    assert torch.equal(nano(damaged_photo()).restored.image, result.restored.image)
+
+
+def test_nano_parts_share_one_language_model(nano):
+    assert nano.restorer.reader.model is nano.reasoner.model.model.language_model
+
+
+def test_a_megapixel_stays_under_three_gigabytes():
+    code = """
+import resource, torch
+from rr.pipeline import ReasonRestore
+from rr.core import damaged_photo, read_photo
+photo = torch.nn.functional.interpolate(read_photo(damaged_photo()).image[None], (864, 1184))[0]
+assert not ReasonRestore.from_pretrained(device='cpu')(photo).untouched
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2)
+"""
+    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout
+    assert float(out.split()[-1]) < 3
 
 
 # What comes back
