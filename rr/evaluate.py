@@ -823,9 +823,9 @@ def plot_gain(
                           if None not in (r['psnr'][m], r['psnr']['input'])]
         axis.plot(gain(method), [y] * len(gain(method)), 'o', alpha=.4, color='C0')
         axis.plot(np.mean(gain(method)), y, '|', markersize=22, markeredgewidth=3, color='C0')
-        for other in set(rows[0]['psnr']) - {'input', *METHODS}:
+        for i, other in enumerate(m for m in rows[0]['psnr'] if m not in ('input', *METHODS)):
             axis.plot(np.mean(gain(other)), y, 'x', color='C3')
-            axis.annotate(other, (np.mean(gain(other)), y - .12), fontsize=7, ha='center')
+            axis.annotate(other, (np.mean(gain(other)), y - .12 - .25 * i), fontsize=7, ha='center')
     axis.axvline(0, color='grey', linewidth=.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel='gain in PSNR, dB'); axis.invert_yaxis()
     figure.tight_layout()
