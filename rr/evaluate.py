@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .core import atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
+from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth
 from .degrade import (DEGRADATIONS, KINDS, Degraded, convolve, degrade, gaussian_kernel, kind_generator,
                         severity_of, severity_table)
@@ -507,6 +507,10 @@ def _median_seconds(function, repeats):
     return round(sorted(times)[len(times) // 2], 3)
 
 # %% ../nbs/14_evaluate.ipynb #14-080
+def _importable(environment)->dict: # so that a process of its own finds the same rr
+    known = [str(asset('').parents[1]), environment.get('PYTHONPATH', '')]
+    return dict(environment, PYTHONPATH=os.pathsep.join(filter(None, known)))
+
 def measure_command(
     photo:torch.Tensor, # (3, H, W)
 )->dict: # command: seconds; memory: peak, GB; or error: why it failed
@@ -516,8 +520,8 @@ def measure_command(
         path = write_photo(Path(folder) / 'photo.png', photo)
         began = time.perf_counter()
         with open(Path(folder) / 'log.txt', 'wb') as log:
-            command = [sys.executable, '-m', 'rr', 'restore', str(path), '--out', folder]
-            process = subprocess.Popen(command, stdout=log, stderr=log)
+            command = [sys.executable, '-m', 'rr.cli', 'restore', str(path), '--out', folder]
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=_importable(os.environ))
             _, status, usage = os.wait4(process.pid, 0)
         seconds, process.returncode = time.perf_counter() - began, os.waitstatus_to_exitcode(status)
         output = Path(log.name).read_text(errors='replace').strip()
