@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised', 'see', 'TowerTraining', 'TowerTrainer',
            'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'ReasonerData',
-           'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'two_sizes', 'train_words', 'main']
+           'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'two_sizes', 'run_trainer', 'train_words',
+           'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, json, math, time
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, seeded
-from .data import TRAINING, PairStream, Recipe, clean_photos, load_captions, read_exclusions
+from .data import TRAINING, Pair, PairStream, Recipe, clean_photos, load_captions, read_exclusions
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
 from .nano import NanoTower, build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config
@@ -185,17 +186,19 @@ def answer_start(
 
 class ChatCollator:
     "Turns pairs into model inputs with labels on the assistant's tokens."
-    def __init__(self, processor, views=nano_views, prompt:Prompt=SHORT_PROMPT,
+    def __init__(self, processor,
+                 views=nano_views,  # photo -> views; None: conversations without pictures
+                 prompt:Prompt=SHORT_PROMPT,
                  opening_weight:float=4.,  # weight of stages 1 and 2, where kinds and severities are decided
                 ):
         self.processor, self.views, self.prompt, self.opening_weight = processor, views, prompt, opening_weight
 
     def __call__(self, pairs:list) -> dict[str, Tensor]:
-        views = [self.views(p.degraded) for p in pairs]
+        views = [self.views(p.degraded) if self.views else [] for p in pairs]
         cots = [p.diagnosis.to_cot() for p in pairs]
         texts = [self.processor.apply_chat_template(chat(v, c, self.prompt), tokenize=False) for v, c in zip(views, cots)]
-        batch = self.processor(text=texts, images=[x for v in views for x in v], do_rescale=False, padding=True,
-                               padding_side='right', return_tensors='pt')
+        batch = self.processor(text=texts, images=[x for v in views for x in v] or None, do_rescale=False,
+                               padding=True, padding_side='right', return_tensors='pt')
         batch['labels'], batch['loss_weights'] = self.targets(batch['input_ids'], batch['attention_mask'], cots)
         return dict(batch)
 
@@ -236,6 +239,17 @@ class ReasonerData(torch.utils.data.IterableDataset):
             yield self.streams[i % len(self.streams)][i]
             i += 1
 
+class Rehearsal(torch.utils.data.IterableDataset):
+    "Sampled diagnoses without photos: what a language model can learn about the form before it sees anything."
+    def __init__(self, scenes:list[Scene], seed:int=0): self.scenes, self.seed = scenes, seed
+    def __iter__(self):
+        i = 0
+        while True:
+            g = seeded(self.seed * 1_000_003 + i)
+            scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
+            yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
+            i += 1
+
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     "Cross-entropy of the next token, averaged with weights over the tokens that have a label."
     logits, labels, weights = logits[:, :-1].float(), labels[:, 1:], weights[:, 1:]
@@ -243,8 +257,14 @@ def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     weights = weights * (labels != -100)
     return (each * weights).sum() / weights.sum()
 
-def reasoner_trainer(model, streams:list[PairStream], collator:ChatCollator, folder:Path|str, **settings):
-    "A `transformers.Trainer` for a reasoner of either size; `settings` are those of `TrainingArguments`."
+def reasoner_trainer(
+    model,
+    data:torch.utils.data.IterableDataset,  # `ReasonerData`, `Rehearsal`, or anything that yields pairs
+    collator:ChatCollator,
+    folder:Path|str,  # checkpoints and log.jsonl
+    **settings,  # of `TrainingArguments`
+):
+    "A `transformers.Trainer` for a reasoner of either size."
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class ReasonerTrainer(Trainer):
@@ -264,14 +284,14 @@ def reasoner_trainer(model, streams:list[PairStream], collator:ChatCollator, fol
         dataloader_pin_memory=False, ignore_data_skip=False, seed=0, accelerator_config=dict(dispatch_batches=False, split_batches=False))
     args = TrainingArguments(output_dir=str(folder), **(defaults | settings))
     Path(folder).mkdir(parents=True, exist_ok=True)
-    return ReasonerTrainer(model, args, data_collator=collator, train_dataset=ReasonerData(streams), callbacks=[JSONLog()])
+    return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
 
 def freeze_tower(model):
     "Freeze the convolutions of a nano reasoner's tower; its projections go on learning."
     model.model.visual.body.requires_grad_(False)
     return model
 
-# %% ../nbs/08_finetune.ipynb #08-029
+# %% ../nbs/08_finetune.ipynb #08-031
 def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0, large:int=320) -> list[PairStream]:
     "Streams of 224-pixel pairs from all photos (twice) and of larger pairs from the photos that are large enough."
     from PIL import Image
@@ -281,16 +301,30 @@ def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0
     small = PairStream(photos, 224, recipe, seed, scenes)
     return [small, small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
 
-def train_words(folder:Path, streams:list[PairStream], scenes:list[Scene], steps:int, batch:int, learning_rate:float, start:Path|None=None):
-    "Step 2 for the nano size: vocabulary, then language model over the pre-trained tower in `folder`; resumes."
+def run_trainer(model, data, collator, folder:Path, **settings):
+    "Train, going on from the last checkpoint in `folder` if there is one."
+    trainer = reasoner_trainer(model, data, collator, folder, **settings)
+    trainer.train(resume_from_checkpoint=any(folder.glob('checkpoint-*')))
+
+def train_words(
+    folder:Path,  # holds `tower.pt`; gets checkpoints, logs and `weights`
+    streams:list[PairStream], scenes:list[Scene],
+    steps:int, rehearsal:int,  # updates with and without photos
+    batch:int, learning_rate:float,
+    start:Path|None=None,  # go on from these weights instead
+):
+    "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
+    settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate)
     if start: model, processor = load_nano_reasoner(start)
     else:
         processor = nano_processor(train_tokenizer(sample_texts(scenes, 12000)))
         model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer))
         model.model.visual.load_state_dict(torch.load(folder/'tower.pt', weights_only=True)['tower'])
-    trainer = reasoner_trainer(freeze_tower(model), streams, ChatCollator(processor), folder/'words', max_steps=steps,
-        per_device_train_batch_size=batch, learning_rate=learning_rate, warmup_steps=min(100, steps // 10))
-    trainer.train(resume_from_checkpoint=any((folder/'words').glob('checkpoint-*')))
+        run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.), folder/'rehearsal',
+                    max_steps=rehearsal, warmup_steps=min(100, rehearsal // 10), **settings)
+        save_nano_reasoner(model, processor, folder/'rehearsed')
+    run_trainer(freeze_tower(model), ReasonerData(streams), ChatCollator(processor), folder/'words', max_steps=steps,
+                warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
 def main(args:list[str]|None=None):
@@ -300,7 +334,8 @@ def main(args:list[str]|None=None):
     p.add_argument('photos', type=Path, help='folder of clean photos')
     p.add_argument('out', type=Path, help='folder for checkpoints, logs and weights; resumes')
     p.add_argument('--minutes', type=float, default=40, help='budget of the tower')
-    p.add_argument('--steps', type=int, default=2000, help='updates of the words')
+    p.add_argument('--steps', type=int, default=2000, help='updates of the words with photos')
+    p.add_argument('--rehearsal', type=int, default=1500, help='updates of the words without photos, before')
     p.add_argument('--batch', type=int, default=16)
     p.add_argument('--learning-rate', type=float, default=1e-3)
     p.add_argument('--exclude', type=Path, help='tab-separated table of photos to leave out')
@@ -316,9 +351,10 @@ def main(args:list[str]|None=None):
     scenes = load_captions(a.captions) if a.captions else {}
     streams = two_sizes(photos, scenes, seed=a.seed)
     if a.part == 'words':
-        return train_words(a.out, streams, [scenes.get(f, Scene()) for f in photos], a.steps, a.batch, a.learning_rate, a.start)
+        return train_words(a.out, streams, [scenes.get(f, Scene()) for f in photos], a.steps, a.rehearsal,
+                           a.batch, a.learning_rate, a.start)
     held_out = [PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)] if a.held_out else None
     settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed)
     TowerTrainer(NanoTower(256), streams, a.out, settings, held_out).fit()
 
-if __name__ == '__main__': main()
+if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

@@ -274,7 +274,8 @@ class NanoRestorerNet(nn.Module):
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
         self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:]))
         self.out = nn.Conv2d(widths[0], 12, 3, padding=1)
-        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+        self.gate = nn.Linear(cond_size, 12)  # how much of the correction this diagnosis calls for
+        for layer in (self.out, self.gate): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
 
     def condition(self, t:Tensor, numbers:Tensor, text:Tensor|None=None, text_mask:Tensor|None=None) -> Tensor:
         "One vector for each photo, from time, numbers and text: `(B, cond_size)`."
@@ -300,7 +301,7 @@ class NanoRestorerNet(nn.Module):
         for i in reversed(range(len(self.up))):
             x = F.pixel_shuffle(self.grow[i](x), 2) + skips[i]
             for b in self.up[i]: x = b(x, cond)
-        return F.pixel_shuffle(self.out(x), 2)
+        return F.pixel_shuffle(self.out(x) * (1 + self.gate(cond)[:, :, None, None]), 2)
 
 # %% ../nbs/06_nano.ipynb #06-032
 def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
