@@ -306,6 +306,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.finetune.schedule': ('finetune.html#schedule', 'rr/finetune.py'),
                              'rr.finetune.see': ('finetune.html#see', 'rr/finetune.py'),
                              'rr.finetune.severity_columns': ('finetune.html#severity_columns', 'rr/finetune.py'),
+                             'rr.finetune.spend_budget': ('finetune.html#spend_budget', 'rr/finetune.py'),
                              'rr.finetune.train_words': ('finetune.html#train_words', 'rr/finetune.py'),
                              'rr.finetune.two_sizes': ('finetune.html#two_sizes', 'rr/finetune.py'),
                              'rr.finetune.weighted_loss': ('finetune.html#weighted_loss', 'rr/finetune.py')},

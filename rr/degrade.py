@@ -66,7 +66,7 @@ def severity_of(
     table = severity_table()
     return interpolate(value, table['kinds'][kind][parameter], table['severity'])
 
-# %% ../nbs/01_degrade.ipynb #01-017
+# %% ../nbs/01_degrade.ipynb #01-018
 class Degradation:
     "Base class of all kinds: `severity -> sample -> parameters -> apply -> photo`."
     name: str = ''
@@ -109,7 +109,7 @@ def pick(options:tuple, generator:torch.Generator):
     "One of `options`, each with equal chance."
     return options[torch.randint(len(options), (), generator=generator).item()]
 
-# %% ../nbs/01_degrade.ipynb #01-019
+# %% ../nbs/01_degrade.ipynb #01-020
 def smooth_field(
     height:int, width:int,  # size of the field in pixels
     generator:torch.Generator,
@@ -136,7 +136,7 @@ def pseudo_depth(
     depth = (depth - depth.min()) / (depth.max() - depth.min()).clamp_min(1e-3)
     return near + (1 - near) * depth
 
-# %% ../nbs/01_degrade.ipynb #01-022
+# %% ../nbs/01_degrade.ipynb #01-023
 class Fog(Degradation):
     "Atmospheric scattering with a depth map and a coloured airlight."
     name = 'fog'
@@ -162,7 +162,7 @@ def airlight_colour(params:dict, channels:int=3) -> Tensor:
 
 register(Fog());
 
-# %% ../nbs/01_degrade.ipynb #01-029
+# %% ../nbs/01_degrade.ipynb #01-030
 def fast_size(n:int) -> int:
     "The smallest number >= `n` that has only the factors 2, 3 and 5, for which the FFT is fast."
     while True:
@@ -193,7 +193,7 @@ def convolve(
     out = torch.fft.irfft2(torch.fft.rfft2(padded, size) * torch.fft.rfft2(kernel, size), size)
     return out[..., 2*r:2*r+h, 2*r:2*r+w]
 
-# %% ../nbs/01_degrade.ipynb #01-032
+# %% ../nbs/01_degrade.ipynb #01-033
 def path_kernel(
     xs:Tensor, ys:Tensor,  # (n,) points of the path in pixels, relative to the kernel's centre
 ) -> Tensor:  # (k, k), sums to 1, centred on its centre of mass
@@ -220,7 +220,7 @@ def line_kernel(
     xs, ys = (heading.cos() * length / n).cumsum(0), (-heading.sin() * length / n).cumsum(0)
     return path_kernel(xs, ys)
 
-# %% ../nbs/01_degrade.ipynb #01-035
+# %% ../nbs/01_degrade.ipynb #01-036
 RAIN_LAYERS = ((.2, 1., .9), (.35, .6, .6), (.45, .35, .45))  # (share of streaks, scale of length, width in px)
 RAIN_BRIGHTNESS = .88  # grey value of a lit drop and of the veil
 
@@ -280,7 +280,7 @@ def gaussian_kernel(
 
 register(Rain());
 
-# %% ../nbs/01_degrade.ipynb #01-040
+# %% ../nbs/01_degrade.ipynb #01-041
 class Blur(Degradation):
     "Gaussian, defocus, linear and curved motion blur of equal kernel width `sigma`."
     name = 'blur'
@@ -322,7 +322,7 @@ def disk_kernel(
 
 register(Blur());
 
-# %% ../nbs/01_degrade.ipynb #01-048
+# %% ../nbs/01_degrade.ipynb #01-049
 def to_linear(x:Tensor) -> Tensor:
     "sRGB-encoded values to linear light (IEC 61966-2-1)."
     return torch.where(x <= .04045, x / 12.92, ((x + .055) / 1.055).clamp_min(0) ** 2.4)
@@ -369,7 +369,7 @@ def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
 
 register(Noise());
 
-# %% ../nbs/01_degrade.ipynb #01-054
+# %% ../nbs/01_degrade.ipynb #01-055
 KINDS = tuple(DEGRADATIONS)  # the paper's four, in physical order: fog, rain, blur, noise
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised', 'see', 'TowerTraining', 'TowerTrainer',
-           'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'ReasonerData',
-           'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'two_sizes', 'run_trainer', 'train_words',
-           'main']
+           'spend_budget', 'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html',
+           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'two_sizes', 'run_trainer',
+           'train_words', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, json, math, time
@@ -144,15 +144,19 @@ class TowerTrainer:
     def fit(self) -> NanoTower:
         "Train until the budget of minutes is used up."
         self.tower.train().to(memory_format=torch.channels_last)
-        last, saved = time.perf_counter(), self.elapsed
-        while self.elapsed < self.settings.minutes:
-            self.losses.append(self.train_step())
-            self.elapsed, last = self.elapsed + (time.perf_counter() - last) / 60, time.perf_counter()
-            if self.elapsed - saved > self.settings.save_every:
-                saved = self.elapsed
-                self.save(); self.report()
-        self.save(); self.report()
+        spend_budget(self)
         return self.tower.eval()
+
+def spend_budget(trainer):
+    "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end."
+    last, saved = time.perf_counter(), trainer.elapsed
+    while trainer.elapsed < trainer.settings.minutes:
+        trainer.losses.append(trainer.train_step())
+        trainer.elapsed, last = trainer.elapsed + (time.perf_counter() - last) / 60, time.perf_counter()
+        if trainer.elapsed - saved > trainer.settings.save_every:
+            saved = trainer.elapsed
+            trainer.save(); trainer.report()
+    trainer.save(); trainer.report()
 
 def schedule(progress:float, warmup:float) -> float:
     "Factor of the learning rate: linear warm-up, then a cosine to zero; `progress` from 0 to 1."

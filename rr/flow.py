@@ -8,7 +8,7 @@ __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'fl
            'validation_pairs', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
-import argparse, json, math, time
+import argparse, json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from .core import atomic_path, autocast, psnr, seeded
 from .data import Pair, PairStream, Recipe, clean_photos, evaluation_pairs, load_captions, read_exclusions
 from .diagnosis import diagnosis_vectors
+from .finetune import schedule, spend_budget
 from .nano import NanoRestorerNet, load_nano_reasoner, load_nano_restorer, save_nano_restorer
 from .restorer import NanoRestorer
 
@@ -139,9 +140,7 @@ class FlowTraining:
 
 def learning_rate(settings:FlowTraining, elapsed:float) -> float:
     "Warm-up, then a cosine to zero; `elapsed` in minutes."
-    progress = min(elapsed / settings.minutes, 1)
-    if progress < settings.warmup: return settings.learning_rate * (.05 + .95 * progress / settings.warmup)
-    return settings.learning_rate * .5 * (1 + math.cos(math.pi * (progress - settings.warmup) / (1 - settings.warmup)))
+    return settings.learning_rate * schedule(elapsed / settings.minutes, settings.warmup)
 
 # %% ../nbs/10_flow.ipynb #10-019
 class FlowTrainer:
@@ -210,14 +209,7 @@ class FlowTrainer:
     def fit(self) -> NanoRestorerNet:
         "Train until the budget of minutes is used up; returns the averaged network."
         self.net.train().to(memory_format=torch.channels_last)
-        last, saved = time.perf_counter(), self.elapsed
-        while self.elapsed < self.settings.minutes:
-            self.losses.append(self.train_step())
-            self.elapsed, last = self.elapsed + (time.perf_counter() - last) / 60, time.perf_counter()
-            if self.elapsed - saved > self.settings.save_every:
-                saved = self.elapsed
-                self.save(); self.report()
-        self.save(); self.report()
+        spend_budget(self)
         return self.averaged_net()
 
 # %% ../nbs/10_flow.ipynb #10-021
