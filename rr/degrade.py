@@ -245,6 +245,7 @@ class Rain(Degradation):
         opacity = streaks(params, *image.shape[-2:], generator, depth) * params['intensity']
         return image * (1 - opacity) + RAIN_BRIGHTNESS * opacity
 
+# %% ../nbs/01_degrade.ipynb #01-038
 def streaks(
     params:dict,  # density, length, angle
     height:int, width:int,  # of the photo, pixels
@@ -280,7 +281,7 @@ def gaussian_kernel(
 
 register(Rain());
 
-# %% ../nbs/01_degrade.ipynb #01-041
+# %% ../nbs/01_degrade.ipynb #01-043
 class Blur(Degradation):
     "Gaussian, defocus, linear and curved motion blur of equal kernel width `sigma`."
     name = 'blur'
@@ -322,7 +323,7 @@ def disk_kernel(
 
 register(Blur());
 
-# %% ../nbs/01_degrade.ipynb #01-049
+# %% ../nbs/01_degrade.ipynb #01-051
 def to_linear(x:Tensor) -> Tensor:
     "sRGB-encoded values to linear light (IEC 61966-2-1)."
     return torch.where(x <= .04045, x / 12.92, ((x + .055) / 1.055).clamp_min(0) ** 2.4)
@@ -352,6 +353,7 @@ class Noise(Degradation):
         if params['sigma'] <= 0: return image
         return noisy(image, params, generator).clamp(0, 1)
 
+# %% ../nbs/01_degrade.ipynb #01-052
 def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
     "`image` with noise of `params['type']`, not clipped."
     sigma = params['sigma'] / 255
@@ -369,7 +371,7 @@ def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
 
 register(Noise());
 
-# %% ../nbs/01_degrade.ipynb #01-055
+# %% ../nbs/01_degrade.ipynb #01-058
 KINDS = tuple(DEGRADATIONS)  # the paper's four, in physical order: fog, rain, blur, noise
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ import torch.nn.functional as F
 
 from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth
-from .degrade import (DEGRADATIONS, KINDS, Degraded, convolve, degrade, gaussian_kernel, kind_generator,
+from .degrade import (DEGRADATIONS, KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
                         severity_of, severity_table)
 from .diagnosis import Diagnosis, parse_cot
+from .nano import BOLD, wiener
 from .restorer import NanoRestorer
 from .severity import Table, center_crop
 
@@ -467,8 +468,12 @@ def restored_versions(
     "Yield (method, image): the restorer under several diagnoses, and classical methods."
     photo = pair.degraded.clamp(0, 1)
     yield 'predicted', restorer.restore([photo], [diagnosis], steps=steps, seed=seed)[0]
-    if condition.name == 'mixed':
+    if pair.diagnosis and condition.name != 'clean':
         yield 'true', restorer.restore([photo], [pair.diagnosis], steps=steps, seed=seed)[0]
+    if condition.name == 'blur' and pair.diagnosis and 'blur' in pair.diagnosis.findings:
+        kernel = blur_kernel(pair.diagnosis.findings['blur'].parameters)
+        yield 'wiener', wiener(photo, kernel, BOLD)
+    if condition.name == 'mixed':
         yield 'none', through_network(restorer, photo, Diagnosis(), steps, seed)
     if condition.name == 'clean': yield 'network', through_network(restorer, photo, diagnosis, steps, seed)
     for name in installed(condition.classical): yield name, CLASSICAL[name](photo)
@@ -604,6 +609,7 @@ def writing_table(
 
 # %% ../nbs/14_evaluate.ipynb #14-089
 METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis',
+           'wiener': 'Wiener filter, told the kernel',
            'none': 'restorer, no diagnosis', 'network': 'restorer, made to act'}
 CLEAN_GOAL = 36 # dB at which a clean photo is to come back
 

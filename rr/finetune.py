@@ -10,7 +10,7 @@ __all__ = ['DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'no
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, json, math, time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,7 @@ class TowerTraining:
     seed: int = 0
     save_every: float = 3  # minutes
 
+# %% ../nbs/08_finetune.ipynb #08-012
 class TowerTrainer:
     "Pre-trains a tower on streams of pairs; resumes from `folder`."
     def __init__(self, tower:NanoTower, streams:list[PairStream], folder:Path|str, settings:TowerTraining=TowerTraining(), held_out=None):
@@ -147,6 +148,7 @@ class TowerTrainer:
         spend_budget(self)
         return self.tower.eval()
 
+# %% ../nbs/08_finetune.ipynb #08-014
 def spend_budget(trainer):
     "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end."
     last, saved = time.perf_counter(), trainer.elapsed
@@ -163,7 +165,7 @@ def schedule(progress:float, warmup:float) -> float:
     if progress < warmup: return .05 + .95 * progress / warmup
     return .5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
 
-# %% ../nbs/08_finetune.ipynb #08-014
+# %% ../nbs/08_finetune.ipynb #08-018
 def sample_diagnosis(
     generator:torch.Generator,
     recipe:Recipe=TRAINING,
@@ -179,7 +181,7 @@ def sample_texts(scenes:list[Scene], n:int, seed:int=0) -> list[str]:
     g = seeded(seed)
     return [sample_diagnosis(g, scene=scenes[i % len(scenes)]).to_cot() for i in range(n)]
 
-# %% ../nbs/08_finetune.ipynb #08-017
+# %% ../nbs/08_finetune.ipynb #08-021
 def answer_start(
     ids:Tensor,  # (T,) one conversation that ends with the assistant's turn
     tokenizer,
@@ -193,9 +195,11 @@ class ChatCollator:
     def __init__(self, processor,
                  views=nano_views,  # photo -> views; None: conversations without pictures
                  prompt:Prompt=SHORT_PROMPT,
-                 opening_weight:float=4.,  # weight of stages 1 and 2, where kinds and severities are decided
+                 opening_weight:float=4.,  # weight of stages 1 to 3: kinds, severities, parameters
+                 opening_share:float=0.,  # share of the batches that are cut off after stage 3, which saves a third of the time
                 ):
-        self.processor, self.views, self.prompt, self.opening_weight = processor, views, prompt, opening_weight
+        self.processor, self.views, self.prompt = processor, views, prompt
+        self.opening_weight, self.opening_share = opening_weight, opening_share
 
     def __call__(self, pairs:list) -> dict[str, Tensor]:
         views = [self.views(p.degraded) if self.views else [] for p in pairs]
@@ -203,20 +207,22 @@ class ChatCollator:
         texts = [self.processor.apply_chat_template(chat(v, c, self.prompt), tokenize=False) for v, c in zip(views, cots)]
         batch = self.processor(text=texts, images=[x for v in views for x in v] or None, do_rescale=False,
                                padding=True, padding_side='right', return_tensors='pt')
-        batch['labels'], batch['loss_weights'] = self.targets(batch['input_ids'], batch['attention_mask'], cots)
-        return dict(batch)
+        batch['labels'], batch['loss_weights'], end = self.targets(batch['input_ids'], batch['attention_mask'], cots)
+        if pairs[0].seed % 100 >= 100 * self.opening_share: return dict(batch)
+        return {k: v[:, :end] if v.shape == batch['input_ids'].shape else v for k, v in batch.items()}
 
-    def targets(self, input_ids:Tensor, mask:Tensor, cots:list[str]) -> tuple[Tensor, Tensor]:
-        "Labels (-100 where there is no loss) and the weight of each token, `(B, T)` both."
-        labels, weights = input_ids.masked_fill(mask == 0, -100), torch.ones(input_ids.shape)
+    def targets(self, input_ids:Tensor, mask:Tensor, cots:list[str]) -> tuple[Tensor, Tensor, int]:
+        "Labels (-100 where there is no loss) and weights of the tokens, `(B, T)` both, and where the last stage 3 ends."
+        labels, weights, end = input_ids.masked_fill(mask == 0, -100), torch.ones(input_ids.shape), 0
         for row, ids, cot in zip(range(len(cots)), input_ids, cots):
             start = answer_start(ids, self.processor.tokenizer)
-            opening = len(self.processor.tokenizer.encode(cot[:cot.index('\n3.')], add_special_tokens=False))
+            opening = len(self.processor.tokenizer.encode(cot[:cot.index('\n4.')], add_special_tokens=False))
             labels[row, :start] = -100
             weights[row, start:start + opening] = self.opening_weight
-        return labels, weights
+            end = max(end, start + opening)
+        return labels, weights, end
 
-# %% ../nbs/08_finetune.ipynb #08-020
+# %% ../nbs/08_finetune.ipynb #08-024
 def loss_html(
     ids:Tensor, labels:Tensor, weights:Tensor,  # (T,) one conversation
     tokenizer,
@@ -233,7 +239,7 @@ def loss_html(
         pieces.append(f'<span style="background:{colour};border-radius:3px;margin:1px">{html.escape(text)}</span>')
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
-# %% ../nbs/08_finetune.ipynb #08-024
+# %% ../nbs/08_finetune.ipynb #08-028
 class ReasonerData(torch.utils.data.IterableDataset):
     "Pairs from several streams in turn, from number `start` on, one share for each process."
     def __init__(self, streams:list[PairStream], start:int=0): self.streams, self.start = streams, start
@@ -245,15 +251,16 @@ class ReasonerData(torch.utils.data.IterableDataset):
 
 class Rehearsal(torch.utils.data.IterableDataset):
     "Sampled diagnoses without photos: what a language model can learn about the form before it sees anything."
-    def __init__(self, scenes:list[Scene], seed:int=0): self.scenes, self.seed = scenes, seed
+    def __init__(self, scenes:list[Scene], seed:int=0, start:int=0): self.scenes, self.seed, self.start = scenes, seed, start
     def __iter__(self):
-        i = 0
+        i = self.start
         while True:
             g = seeded(self.seed * 1_000_003 + i)
             scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
             yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
             i += 1
 
+# %% ../nbs/08_finetune.ipynb #08-030
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     "Cross-entropy of the next token, averaged with weights over the tokens that have a label."
     logits, labels, weights = logits[:, :-1].float(), labels[:, 1:], weights[:, 1:]
@@ -291,24 +298,27 @@ def reasoner_trainer(
     return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
 
 def freeze_tower(model):
-    "Freeze the convolutions of a nano reasoner's tower; its projections go on learning."
+    "Freeze what a nano reasoner's tower sees (convolutions and spectra); its projections go on learning."
     model.model.visual.body.requires_grad_(False)
+    model.model.visual.spectrum.requires_grad_(False)
     return model
 
-# %% ../nbs/08_finetune.ipynb #08-031
+# %% ../nbs/08_finetune.ipynb #08-037
 def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0, large:int=320) -> list[PairStream]:
-    "Streams of 224-pixel pairs from all photos (twice) and of larger pairs from the photos that are large enough."
+    "Streams of 224-pixel pairs from all photos and of larger pairs, with more choice of windows, from the photos that are large enough."
     from PIL import Image
     def short_side(path):
         with Image.open(path) as im: return min(im.size)
     big = [p for p in photos if short_side(p) >= large]
     small = PairStream(photos, 224, recipe, seed, scenes)
-    return [small, small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
+    return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
 
+# %% ../nbs/08_finetune.ipynb #08-039
 def run_trainer(model, data, collator, folder:Path, **settings):
-    "Train, going on from the last checkpoint in `folder` if there is one."
-    trainer = reasoner_trainer(model, data, collator, folder, **settings)
-    trainer.train(resume_from_checkpoint=any(folder.glob('checkpoint-*')))
+    "Train, going on from the last checkpoint in `folder` if there is one, with the pairs that come next."
+    done = max((int(p.name.split('-')[1]) for p in folder.glob('checkpoint-*')), default=0)
+    data.start = done * settings['per_device_train_batch_size']
+    reasoner_trainer(model, data, collator, folder, ignore_data_skip=True, **settings).train(resume_from_checkpoint=done > 0)
 
 def train_words(
     folder:Path,  # holds `tower.pt`; gets checkpoints, logs and `weights`
@@ -316,6 +326,7 @@ def train_words(
     steps:int, rehearsal:int,  # updates with and without photos
     batch:int, learning_rate:float,
     start:Path|None=None,  # go on from these weights instead
+    opening_share:float=0.,  # as for `ChatCollator`
 ):
     "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
     settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate)
@@ -327,10 +338,11 @@ def train_words(
         run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.), folder/'rehearsal',
                     max_steps=rehearsal, warmup_steps=min(100, rehearsal // 10), **settings)
         save_nano_reasoner(model, processor, folder/'rehearsed')
-    run_trainer(freeze_tower(model), ReasonerData(streams), ChatCollator(processor), folder/'words', max_steps=steps,
+    run_trainer(freeze_tower(model), ReasonerData(streams), ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
                 warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
+# %% ../nbs/08_finetune.ipynb #08-040
 def main(args:list[str]|None=None):
     "Command line: train the nano reasoner on a folder of clean photos."
     p = argparse.ArgumentParser(prog='python -m rr.finetune', description='Train the nano reasoner: first tower, then words.')
@@ -342,21 +354,25 @@ def main(args:list[str]|None=None):
     p.add_argument('--rehearsal', type=int, default=1500, help='updates of the words without photos, before')
     p.add_argument('--batch', type=int, default=16)
     p.add_argument('--learning-rate', type=float, default=1e-3)
-    p.add_argument('--exclude', type=Path, help='tab-separated table of photos to leave out')
+    p.add_argument('--max-kinds', type=int, default=TRAINING.max_kinds, help='degradations in one photo, at most')
+    p.add_argument('--weights', type=float, nargs=len(KINDS), help=f'how often each kind is drawn: {" ".join(KINDS)}')
+    p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--held-out', type=Path, help='folder of photos to report errors on')
     p.add_argument('--start', type=Path, help='words: go on from these weights')
+    p.add_argument('--opening-share', type=float, default=0., help='words: share of the batches that end after stage 3')
     p.add_argument('--threads', type=int)
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(args)
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
-    photos = clean_photos(a.photos, read_exclusions(a.exclude) if a.exclude else frozenset())
+    photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     scenes = load_captions(a.captions) if a.captions else {}
-    streams = two_sizes(photos, scenes, seed=a.seed)
+    recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights))
+    streams = two_sizes(photos, scenes, recipe, a.seed)
     if a.part == 'words':
         return train_words(a.out, streams, [scenes.get(f, Scene()) for f in photos], a.steps, a.rehearsal,
-                           a.batch, a.learning_rate, a.start)
+                           a.batch, a.learning_rate, a.start, a.opening_share)
     held_out = [PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)] if a.held_out else None
     settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed)
     TowerTrainer(NanoTower(256), streams, a.out, settings, held_out).fit()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conftest import python, rr_command
-from rr.cli import DEGRADATION_OPTIONS, SECTIONS, build_parser, for_each, printable, result_stems
+from rr.cli import DEGRADATION_OPTIONS, RECIPE_NAMES, SECTIONS, build_parser, for_each, printable, result_stems
 from rr.core import bundled_photos, damaged_photo, read_photo
 
 CAT = bundled_photos()['cat']
@@ -26,13 +26,15 @@ def photos(tmp_path_factory, small_photo):
 
 
 def test_options_cover_the_kinds_and_sections_that_exist():
+    from rr.data import RECIPES
     from rr.degrade import KINDS
     from rr.evaluate import SECTIONS as known
 
     assert tuple(DEGRADATION_OPTIONS) == tuple(KINDS) and tuple(SECTIONS) == tuple(known)
+    assert tuple(RECIPE_NAMES) == tuple(RECIPES)
 
 
-@pytest.mark.parametrize('command', [[], ['restore'], ['diagnose'], ['degrade'], ['evaluate']])
+@pytest.mark.parametrize('command', [[], ['restore'], ['diagnose'], ['degrade'], ['synthesize'], ['evaluate']])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as done:
         build_parser().parse_args([*command, '--help'])
@@ -236,3 +238,14 @@ def test_debug_shows_the_traceback():
 
 def test_module_does_not_start_by_itself_when_imported():
     assert python('-c', 'import rr.cli').stdout == ''
+
+
+def test_synthesize_goes_on_and_refuses_other_settings(tmp_path, capsys):
+    from rr.cli import main
+
+    command = ['synthesize', str(CAT.parent), str(tmp_path / 'pairs'), '--size', '64']
+    assert main([*command, '--n', '2']) == 0 and capsys.readouterr().out.endswith('pairs: 2 pairs made\n')
+    assert main([*command, '--n', '3']) == 0 and capsys.readouterr().out.endswith('pairs: 1 pairs made\n')
+    assert main([*command, '--n', '3', '--seed', '1']) == 2 and 'other settings (seed)' in capsys.readouterr().err
+    assert main(['synthesize', str(tmp_path / 'nothing'), str(tmp_path / 'x')]) == 2
+    assert capsys.readouterr().err == f'rr: {tmp_path}/nothing: no photos found (looked for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)\n'

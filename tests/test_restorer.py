@@ -35,7 +35,7 @@ def random_net(seed=0, **kwargs):
     torch.manual_seed(seed)
     net = NanoRestorerNet(**dict(widths=(16, 24, 32), depths=(1, 1, 2), text_size=32, cond_size=64) | kwargs)
     for p in net.parameters():
-        if not p.any(): torch.nn.init.normal_(p, std=.08)
+        if not p.any(): torch.nn.init.normal_(p, std=.05)
     return net
 
 

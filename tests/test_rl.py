@@ -303,7 +303,7 @@ def nano_policy():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))
-        nn.init.normal_(net.out.weight, std=0.02)
+        nn.init.normal_(net.heads.weight, std=0.02)
     return NanoFlowPolicy(net)
 
 

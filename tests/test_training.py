@@ -1,5 +1,5 @@
 "The training loops learn, resume after a kill without losing a step, and mask what must not be learnt."
-import json, signal, subprocess, sys, time
+import json, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import torch
@@ -7,10 +7,11 @@ from rr.core import bundled_photos, seeded
 from rr.data import PairStream, Recipe, clean_photos
 from rr.diagnosis import diagnosis_vectors
 from rr.degrade import KINDS
-from rr.finetune import (ChatCollator, TowerTrainer, TowerTraining, answer_start, column_kinds, head_loss, sample_texts, see,
-    severity_columns, weighted_loss)
+from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, column_kinds, head_loss, run_trainer,
+    sample_texts, see, severity_columns, weighted_loss)
 from rr.flow import FlowTrainer, FlowTraining, WeightAverage, flow_loss, make_batch
-from rr.nano import NanoRestorerNet, NanoTower, nano_image_processor, nano_processor, nano_views, train_tokenizer
+from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, nano_image_processor, nano_processor, nano_reasoner_config,
+    nano_views, train_tokenizer)
 from rr.diagnosis import Scene
 
 PHOTOS = next(iter(bundled_photos().values())).parent
@@ -98,7 +99,7 @@ def test_only_the_answer_is_learnt(processor):
         cot = pair.diagnosis.to_cot()
         assert processor.tokenizer.decode(labels[labels != -100]) == cot + '<|im_end|>\n'
         heavy = ids[(weights > 1) & (labels != -100)]
-        assert processor.tokenizer.decode(heavy) == cot[:cot.index('\n3.')]
+        assert processor.tokenizer.decode(heavy) == cot[:cot.index('\n4.')]
         assert (labels[:answer_start(ids, processor.tokenizer)] == -100).all()
 
 def test_digits_are_single_tokens_and_text_survives(processor):
@@ -106,6 +107,20 @@ def test_digits_are_single_tokens_and_text_survives(processor):
     assert all(len(tokenizer.encode(str(d), add_special_tokens=False)) == 1 for d in range(10))
     for text in ('1. Identify: fog.\n2. Quantify: fog 042, rain 100.', 'naïve “quotes” 中文 \t tabs', '{"a":[1.5,-2]}'):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+def test_words_go_on_with_the_pairs_that_come_next(processor, tmp_path):
+    def train():
+        torch.manual_seed(0)
+        model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
+        run_trainer(model, Rehearsal([Scene()]), ChatCollator(processor, None), tmp_path, max_steps=4, save_steps=2, save_total_limit=4,
+                    per_device_train_batch_size=2, warmup_steps=0)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+    through = train()
+    shutil.rmtree(tmp_path/'checkpoint-4')  # as if killed before
+    assert torch.allclose(train(), through, atol=1e-6)
+    shutil.rmtree(tmp_path/'checkpoint-4')
+    shutil.rmtree(tmp_path/'checkpoint-2')
+    assert torch.allclose(train(), through, atol=1e-6)
 
 def test_weighted_loss_is_cross_entropy_when_weights_are_one():
     g = seeded(0)

@@ -1,0 +1,164 @@
+"The nano networks: what they are shown, and what they cannot do by construction."
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from rr.core import bundled_photos, psnr, read_photo, seeded
+from rr.data import Recipe
+from rr.degrade import DEGRADATIONS, KINDS, blur_kernel, degrade, strength
+from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
+from rr.finetune import sample_diagnosis
+from rr.nano import BLOCK, BOLD, CAREFUL, WINDOW, NanoRestorerNet, NanoTower
+from rr.nano import line_median, block_spectra, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
+
+PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), severity=st.integers(1, 100))
+def test_the_blur_is_read_back_from_the_numbers(seed, severity):
+    drawn = DEGRADATIONS['blur'].sample(severity, seeded(seed))
+    found = read_blur(diagnosis_vector(Diagnosis({'blur': Finding(severity, drawn)})))
+    assert found['type'] == drawn['type'] and found['sigma'] == pytest.approx(drawn['sigma'], abs=1e-3)
+    assert abs((found['angle'] - drawn.get('angle', 0) + 90) % 180 - 90) < 1e-2
+    assert found['curvature'] == pytest.approx(drawn.get('curvature', 0), abs=1e-2)
+
+
+def test_a_blur_without_a_width_takes_the_scale_s():
+    assert read_blur(diagnosis_vector(Diagnosis({'blur': Finding(40)})))['sigma'] == pytest.approx(strength('blur', 40)['sigma'])
+    assert read_blur(diagnosis_vector(Diagnosis({'noise': Finding(40)}))) == {}
+
+
+@pytest.mark.parametrize('blur', [dict(type='gaussian', sigma=1.2), dict(type='defocus', sigma=1.5),
+                                  dict(type='linear', sigma=2., angle=30), dict(type='curved', sigma=2., angle=100, curvature=90)])
+def test_wiener_undoes_a_known_blur(blur):
+    blurred = DEGRADATIONS['blur'].apply(PHOTO, blur, seeded(0))
+    back = wiener(blurred, blur_kernel(blur), BOLD)
+    assert back.shape == PHOTO.shape
+    assert psnr(back, PHOTO) > psnr(blurred, PHOTO) + 1
+
+
+def test_wiener_without_blur_keeps_the_photo_in_place():
+    kernel = torch.zeros(5, 5)
+    kernel[2, 2] = 1
+    assert torch.allclose(wiener(PHOTO, kernel, 0.), PHOTO, atol=1e-4)
+    flat = torch.full((3, 50, 50), .7)
+    assert torch.allclose(wiener(flat, kernel, 1.), flat, atol=1e-4)  # brightness is no matter of noise
+    fine = .5 + .4 * (torch.arange(64) % 2 * 2. - 1).expand(3, 64, 64)
+    assert torch.allclose(wiener(fine, kernel, 1.), (fine + .5) / 2, atol=1e-2)  # of detail the formula keeps half
+
+
+def test_lines_that_fall_vanish_across_the_streaks():
+    flat = torch.full((3, 40, 40), .4)
+    rain = flat.clone()
+    rain[:, :, 20] = 1
+    assert torch.equal(line_median(rain), flat)
+
+
+def test_first_guesses_are_zero_for_kinds_that_are_absent():
+    told = [Diagnosis(), Diagnosis({'fog': Finding(50), 'noise': Finding(50)}), Diagnosis({'blur': Finding(50, dict(type='gaussian', sigma=2.))}),
+            Diagnosis({'rain': Finding(50)})]
+    guesses = first_guesses(PHOTO.expand(4, -1, -1, -1), diagnosis_vectors(told))
+    assert guesses.shape == (4, 9, 192, 192)
+    used = guesses.flatten(2).abs().amax(-1) > 0
+    assert used.tolist() == [[False] * 9, [False] * 9, [True] * 6 + [False] * 3, [False] * 6 + [True] * 3]
+
+
+def test_noise_makes_the_first_guess_careful():
+    blurry = Diagnosis({'blur': Finding(50, dict(type='gaussian', sigma=2.))})
+    noisy = Diagnosis(blurry.findings | {'noise': Finding(70, dict(type='gaussian', sigma=40.))})
+    bold, damped = first_guesses(PHOTO.expand(2, -1, -1, -1), diagnosis_vectors([blurry, noisy]))[:, :3].flatten(1).abs().mean(1)
+    assert damped < .8 * bold and CAREFUL > BOLD
+
+
+def random_net(seed=0):
+    torch.manual_seed(seed)
+    net = NanoRestorerNet(widths=(8, 8, 8), depths=(1, 1, 1)).eval()
+    for p in net.parameters(): torch.nn.init.normal_(p, std=.2)
+    return net
+
+
+def correction(net, *findings):
+    numbers = diagnosis_vectors([Diagnosis(dict(findings))])
+    photo = PHOTO[None, :, :64, :64]
+    with torch.no_grad(): return net(photo, torch.ones(1), photo, numbers=numbers)
+
+
+def test_nothing_found_changes_nothing_whatever_the_weights():
+    for seed in range(3): assert not correction(random_net(seed)).any()
+
+
+def test_each_kind_has_a_head_of_its_own():
+    net = random_net()
+    for k, kind in enumerate(KINDS):
+        before = correction(net, (kind, Finding(50)))
+        assert before.any()
+        kept = net.heads.weight.data.clone()
+        for other in set(range(len(KINDS))) - {k}: net.heads.weight.data[12 * other:12 * other + 12] = 7.
+        assert torch.equal(correction(net, (kind, Finding(50))), before)
+        net.heads.weight.data[12 * k:12 * k + 12] *= 2
+        assert not torch.equal(correction(net, (kind, Finding(50))), before)
+        net.heads.weight.data = kept
+
+
+def test_spectra_of_white_noise_are_flat_and_know_its_strength():
+    for sigma in (.05, .2):
+        noise = sigma * torch.randn(64, 3, 64, 64, generator=seeded(1))
+        spectra = block_spectra(noise).unflatten(2, (5, BLOCK, BLOCK // 2 + 1))[:, :, :3]  # (N, T, 3, 32, 17)
+        power = (4 * spectra - 5).exp().mean((0, 1))[:, 4:-4, 4:-1] - 1e-5  # away from the mean that was taken out
+        window = torch.hann_window(BLOCK).square().mean() ** 2
+        variance = sigma ** 2 * torch.tensor([1 / 3, 1 / 2, 1 / 16 + 1 / 16 + 1 / 4]) * window
+        assert torch.allclose(power.mean((1, 2)), variance, rtol=.05)
+        assert power.std() / power.mean() < .5
+
+
+def test_tokens_stay_in_their_place():
+    tower = NanoTower(16).eval()
+    with torch.no_grad():
+        tower.summary.weight.zero_()
+        for layer in tower.body: 
+            for p in layer.parameters(): p.zero_()
+        dark, lit = torch.zeros(1, 3, 96, 160), torch.zeros(1, 3, 96, 160)
+        lit[..., 32:64, 96:128] = torch.rand(3, 32, 32, generator=seeded(0))
+        changed = (tower.features(lit) - tower.features(dark)).abs().sum(-1)[0].view(3, 5) > 1e-6
+    assert changed.nonzero().tolist() == [[1, 3]]
+
+
+def test_one_window_is_busy_and_one_is_quiet():
+    photo = torch.full((3, 640, 640), .5)
+    photo[:, 320:] += .3 * torch.randn(1, 80, 160, generator=seeded(0)).repeat_interleave(4, 1).repeat_interleave(4, 2)
+    (busy, _), (quiet, _) = windows_of(photo)
+    assert busy >= 320 and quiet + WINDOW <= 320
+    assert nano_views(photo)[2].std() == 0
+
+
+def test_training_shakes_numbers_in_proportion():
+    from rr.flow import shake_numbers
+
+    numbers = diagnosis_vectors([sample_diagnosis(seeded(s), Recipe()) for s in range(400)])
+    shaken = shake_numbers(numbers, seeded(1))
+    assert torch.equal(shaken == 0, numbers == 0)
+    errors = (shaken / numbers - 1)[numbers != 0]
+    assert errors.std() == pytest.approx(.1, abs=.01) and abs(errors.mean()) < .01
+
+
+def test_degraded_photos_get_better_guesses_from_true_parameters():
+    gains = []
+    for seed in range(6):
+        damaged = degrade(PHOTO, dict(blur=40), seed)
+        told = Diagnosis.from_degraded(damaged)
+        guess = damaged.image + first_guesses(damaged.image[None], diagnosis_vectors([told]))[0, :3]
+        gains.append(float(psnr(guess.clamp(0, 1), PHOTO) - psnr(damaged.image, PHOTO)))
+    assert sum(gains) / len(gains) > 2 and not any(map(math.isnan, gains))
+
+
+@pytest.mark.parametrize('height,width', [(1, 1), (1, 7), (2, 3), (40, 25)])
+def test_a_seamless_image_has_no_jump_at_its_end(height, width):
+    image = torch.linspace(0, 1, width).expand(3, height, width)
+    whole = seamless(image, height + 20, width + 20)
+    assert whole.shape == (3, height + 20, width + 20) and torch.equal(whole[:, :height, :width], image)
+    around = torch.cat([whole, whole], 2)
+    step = 1 / max(1, width - 1)
+    assert (around[:, :, 1:] - around[:, :, :-1]).abs().max() <= step + 1 / 20 + 1e-6
