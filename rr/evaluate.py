@@ -261,7 +261,8 @@ def evaluation_photos(
     limit:int|None=None, # only the first so many of each folder
 )->list[Source]:
     "The clean photos of the folders, named apart."
-    folders = [Path(folders)] if isinstance(folders, (str, Path)) else [Path(f) for f in folders]
+    folders = [folders] if isinstance(folders, (str, Path)) else folders
+    folders = [Path(f).absolute() for f in folders]
     prefix = lambda folder: f'{folder.name}/' if len(folders) > 1 else ''
     return [Source(prefix(f) + p.relative_to(f).as_posix(), p, i)
             for f in folders for i, p in enumerate(clean_photos(f)[:limit])]

@@ -325,3 +325,12 @@ def test_shipped_pipeline_is_measured(folder, tmp_path):
 def test_command_is_timed_in_its_own_process():
     used = measure_command(read_photo(bundled_photos()['coffee']).image[:, :128, :128])
     assert used.get('error') is None and .2 < used['memory'] < 3 and used['command'] > 1
+
+
+def test_a_relative_folder_gives_the_same_photos(monkeypatch):
+    from rr.core import asset
+    from rr.evaluate import evaluation_photos
+
+    monkeypatch.chdir(asset('photos').parent)
+    assert evaluation_photos('photos') == evaluation_photos(asset('photos'))
+    assert [s.name for s in evaluation_photos(['photos', asset('photos')], 1)] == ['photos/astronaut.jpg'] * 2
