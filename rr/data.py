@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import PHOTO_SUFFIXES, atomic_path, read_photo, seeded, write_photo
-from .degrade import DEGRADATIONS, KINDS, Degraded, degrade
+from .degrade import DEGRADATIONS, KINDS, Degraded, degrade, severity_table
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005
@@ -259,10 +259,12 @@ class PairWriter(torch.utils.data.Dataset):
 
 # %% ../nbs/05_data.ipynb #05-033
 def synthesis_settings(stream:PairStream) -> dict:
-    "Everything that the pairs of a stream depend on, in plain values."
-    photos = '\n'.join(p.name for p in stream.photos)
+    "Everything that the pairs of a stream depend on, in plain values; photos, descriptions and severity scale as a fingerprint."
+    root = os.path.commonpath([p.parent for p in stream.photos])
+    scenes = [asdict(stream.scenes[p]) if p in stream.scenes else None for p in stream.photos]
+    rest = json.dumps([[os.path.relpath(p, root) for p in stream.photos], scenes, severity_table()])
     return dict(recipe=json.loads(json.dumps(asdict(stream.recipe))), seed=stream.seed, size=stream.size, photos=len(stream.photos),
-                fingerprint=hashlib.sha256(photos.encode()).hexdigest()[:16])
+                fingerprint=hashlib.sha256(rest.encode()).hexdigest()[:16])
 
 def claim_folder(folder:Path, stream:PairStream):
     "Make the folders of a synthesis. Raises `ValueError` if the folder holds one with other settings."

@@ -7,7 +7,7 @@ __all__ = ['PRESENT', 'LUMA', 'STATISTICS', 'CONDITIONS', 'CLASSICAL', 'SPEAKERS
            'SECTIONS', 'ssim', 'severity_error', 'presence_counts', 'f1_score', 'bootstrap', 'luma', 'dark_channel',
            'fog_statistic', 'noise_sigma', 'blur_statistic', 'directional_covariance', 'rain_statistic',
            'SeverityEstimator', 'fit_estimator', 'Baselines', 'fit_baselines', 'Condition', 'fixed_severity', 'Source',
-           'evaluation_photos', 'condition_pair', 'box_mean', 'guided_filter', 'dehaze', 'row_median', 'unsharp_mask',
+           'evaluation_photos', 'condition_pair', 'box_mean', 'guided_filter', 'dehaze', 'unsharp_mask',
            'total_variation', 'non_local_means', 'bm3d', 'installed', 'RecordLog', 'fingerprint', 'reasoner_record',
            'through_network', 'restored_versions', 'restorer_record', 'one_megapixel', 'measure_command',
            'speed_record', 'with_interval', 'reasoner_table', 'writing_table', 'restorer_row', 'restorer_table',
@@ -31,7 +31,7 @@ from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth
 from .degrade import (DEGRADATIONS, KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
                         severity_of, severity_table)
 from .diagnosis import Diagnosis, parse_cot
-from .nano import BOLD, wiener
+from .nano import BOLD, row_median, wiener
 from .restorer import NanoRestorer
 from .severity import Table, center_crop
 
@@ -320,17 +320,11 @@ def dehaze(
     return ((image - airlight) / transmission + airlight).clamp(0, 1)
 
 # %% ../nbs/14_evaluate.ipynb #14-056
-def row_median(image:torch.Tensor, radius:int=3)->torch.Tensor:
-    "Median along each row: near-vertical streaks narrower than `radius` vanish."
-    padded = F.pad(image[None], (radius, radius, 0, 0), 'reflect')[0]
-    return padded.unfold(-1, 2 * radius + 1, 1).median(-1).values
-
-# %% ../nbs/14_evaluate.ipynb #14-057
 def unsharp_mask(image:torch.Tensor, sigma:float=1.5, amount:float=.7)->torch.Tensor:
     "The photo plus a share of what a Gaussian takes away from it."
     return (image + amount * (image - convolve(image, gaussian_kernel(sigma)))).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-058
+# %% ../nbs/14_evaluate.ipynb #14-057
 def _with_channels_last(image, function): # through a library that wants (H, W, 3) arrays
     result = np.ascontiguousarray(function(image.permute(1, 2, 0).double().numpy()))
     return torch.from_numpy(result).float().permute(2, 0, 1).clamp(0, 1)
@@ -341,7 +335,7 @@ def total_variation(image:torch.Tensor)->torch.Tensor:
     weight = noise_sigma(image) / 255
     return _with_channels_last(image, lambda x: denoise_tv_chambolle(x, weight=weight, channel_axis=-1))
 
-# %% ../nbs/14_evaluate.ipynb #14-059
+# %% ../nbs/14_evaluate.ipynb #14-058
 def non_local_means(image:torch.Tensor)->torch.Tensor:
     "Non-local means with the estimated noise (scikit-image, fast mode)."
     from skimage.restoration import denoise_nl_means
@@ -349,13 +343,13 @@ def non_local_means(image:torch.Tensor)->torch.Tensor:
     return _with_channels_last(image, lambda x: denoise_nl_means(
         x, h=.8 * s, sigma=s, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1))
 
-# %% ../nbs/14_evaluate.ipynb #14-060
+# %% ../nbs/14_evaluate.ipynb #14-059
 def bm3d(image:torch.Tensor)->torch.Tensor:
     "BM3D with the estimated noise; needs the package bm3d and about a minute a megapixel."
     from bm3d import bm3d_rgb
     return _with_channels_last(image, lambda x: bm3d_rgb(x, noise_sigma(image) / 255))
 
-# %% ../nbs/14_evaluate.ipynb #14-061
+# %% ../nbs/14_evaluate.ipynb #14-060
 CLASSICAL = {'dark channel': dehaze, 'row median': row_median, 'unsharp mask': unsharp_mask,
              'total variation': total_variation, 'non-local means': non_local_means, 'bm3d': bm3d}
 _PACKAGES = {'total variation': 'skimage', 'non-local means': 'skimage', 'bm3d': 'bm3d'}
@@ -366,7 +360,7 @@ def installed(
     "The classical restorers whose packages are installed."
     return tuple(n for n in names if n not in _PACKAGES or find_spec(_PACKAGES[n]))
 
-# %% ../nbs/14_evaluate.ipynb #14-064
+# %% ../nbs/14_evaluate.ipynb #14-063
 class RecordLog:
     "Records by (section, condition, name, settings); with a path, on disk as they come."
     def __init__(self, path=None):
@@ -397,7 +391,7 @@ class RecordLog:
             with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(record) + '\n')
         return record
 
-# %% ../nbs/14_evaluate.ipynb #14-065
+# %% ../nbs/14_evaluate.ipynb #14-064
 def fingerprint(
     module:torch.nn.Module, # any size, quantised or not
 )->str: # 12 hexadecimal digits
@@ -410,17 +404,17 @@ def fingerprint(
             digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-066
+# %% ../nbs/14_evaluate.ipynb #14-065
 def _digest(settings:dict)->str:
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-068
+# %% ../nbs/14_evaluate.ipynb #14-067
 def _by_kind(values)->dict: return {kind: round(float(v), 3) for kind, v in zip(KINDS, values)}
 
 def _severities(diagnosis)->dict: return _by_kind(map(diagnosis.severity, KINDS))
 
-# %% ../nbs/14_evaluate.ipynb #14-069
+# %% ../nbs/14_evaluate.ipynb #14-068
 def reasoner_record(
     pair:Pair,
     reasoner, # `rr.reasoner.Reasoner`
@@ -439,7 +433,7 @@ def reasoner_record(
                                  classical=_by_kind(baselines.classical(pair.degraded)[k] for k in KINDS))
     return record
 
-# %% ../nbs/14_evaluate.ipynb #14-072
+# %% ../nbs/14_evaluate.ipynb #14-071
 def through_network(
     restorer, # `rr.restorer.Restorer`
     image:torch.Tensor, # (3, H, W)
@@ -452,12 +446,12 @@ def through_network(
     with torch.no_grad(): restored = restorer._restore(image.float(), diagnosis, steps, seed, None)
     return restored.to(image).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-073
+# %% ../nbs/14_evaluate.ipynb #14-072
 def _scores(image, clean)->tuple: # PSNR (None for equal images), SSIM
     value = float(psnr(image, clean))
     return None if math.isinf(value) else round(value, 4), round(float(ssim(image, clean)), 5)
 
-# %% ../nbs/14_evaluate.ipynb #14-074
+# %% ../nbs/14_evaluate.ipynb #14-073
 def restored_versions(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -479,7 +473,7 @@ def restored_versions(
     if condition.name == 'clean': yield 'network', through_network(restorer, photo, diagnosis, steps, seed)
     for name in installed(condition.classical): yield name, CLASSICAL[name](photo)
 
-# %% ../nbs/14_evaluate.ipynb #14-075
+# %% ../nbs/14_evaluate.ipynb #14-074
 def restorer_record(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -497,7 +491,7 @@ def restorer_record(
                 seconds=seconds, psnr={m: s[0] for m, s in scores.items()},
                 ssim={m: s[1] for m, s in scores.items()})
 
-# %% ../nbs/14_evaluate.ipynb #14-078
+# %% ../nbs/14_evaluate.ipynb #14-077
 def one_megapixel(
     photo:torch.Tensor, # (3, H, W)
 )->torch.Tensor: # (3, 1000, 1000)
@@ -505,14 +499,14 @@ def one_megapixel(
     big = F.interpolate(photo[None], (1000, 1000), mode='bicubic', antialias=True)[0].clamp(0, 1)
     return degrade(big, {'fog': 40, 'noise': 30}, seed=0).image
 
-# %% ../nbs/14_evaluate.ipynb #14-079
+# %% ../nbs/14_evaluate.ipynb #14-078
 def _median_seconds(function, repeats):
     times = []
     for _ in range(repeats):
         began = time.perf_counter(); function(); times.append(time.perf_counter() - began)
     return round(sorted(times)[len(times) // 2], 3)
 
-# %% ../nbs/14_evaluate.ipynb #14-080
+# %% ../nbs/14_evaluate.ipynb #14-079
 def _importable(environment)->dict: # so that a process of its own finds the same rr
     known = [str(asset('').parents[1]), environment.get('PYTHONPATH', '')]
     return dict(environment, PYTHONPATH=os.pathsep.join(filter(None, known)))
@@ -535,7 +529,7 @@ def measure_command(
     unit = 1 if sys.platform == 'darwin' else 1024 # bytes
     return dict(command=round(seconds, 3), memory=round(usage.ru_maxrss * unit / 1e9, 3))
 
-# %% ../nbs/14_evaluate.ipynb #14-081
+# %% ../nbs/14_evaluate.ipynb #14-080
 def speed_record(
     pipeline, # `rr.pipeline.ReasonRestore`
     photo:torch.Tensor|None=None, # clean, any size; default: a bundled one
@@ -550,7 +544,7 @@ def speed_record(
     record = dict(seconds=seconds, threads=torch.get_num_threads(), device=str(pipeline.restorer.device))
     return record | (measure_command(image) if command else {})
 
-# %% ../nbs/14_evaluate.ipynb #14-083
+# %% ../nbs/14_evaluate.ipynb #14-082
 def with_interval(rows, statistic, digits:int=1)->str:
     "A statistic as text: `7.5 [6.1, 9.0]`; empty where there is nothing to measure."
     value = statistic(np.asarray(rows)) if len(rows) else math.nan
@@ -558,11 +552,11 @@ def with_interval(rows, statistic, digits:int=1)->str:
     low, high = bootstrap(rows, statistic)
     return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
-# %% ../nbs/14_evaluate.ipynb #14-084
+# %% ../nbs/14_evaluate.ipynb #14-083
 SPEAKERS = {'expected': 'reasoner, expected value (main)', 'written': 'reasoner, as written',
             'classical': 'classical estimators', 'mean': 'always the mean'}
 
-# %% ../nbs/14_evaluate.ipynb #14-085
+# %% ../nbs/14_evaluate.ipynb #14-084
 def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over kinds
     def statistic(rows):
         errors = [severity_error(rows[:, 0, k], rows[:, 1, k], present) for k in kinds]
@@ -576,7 +570,7 @@ MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, '<= 14'),
             'MAE, where present': (lambda k: _error(k, True), 1, ''),
             f'F1 of presence, severity >= {PRESENT}': (_f1, 2, '>= 0.85')}
 
-# %% ../nbs/14_evaluate.ipynb #14-086
+# %% ../nbs/14_evaluate.ipynb #14-085
 def reasoner_table(
     records:list[dict], # of the section reasoner
 )->Table: # a row for each measure and method, a column for each kind
@@ -592,7 +586,7 @@ def reasoner_table(
             table.append(dict(measure=measure, method=label, **cells, goal=goal if key == 'expected' else ''))
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-087
+# %% ../nbs/14_evaluate.ipynb #14-086
 def writing_table(
     records:list[dict], # of the section reasoner
 )->Table:
@@ -608,13 +602,13 @@ def writing_table(
                       'seconds a photo': float(np.median([r['seconds'] for r in rows]))})
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-089
+# %% ../nbs/14_evaluate.ipynb #14-088
 METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis',
            'wiener': 'Wiener filter, told the kernel',
            'none': 'restorer, no diagnosis', 'network': 'restorer, made to act'}
 CLEAN_GOAL = 36 # dB at which a clean photo is to come back
 
-# %% ../nbs/14_evaluate.ipynb #14-090
+# %% ../nbs/14_evaluate.ipynb #14-089
 def restorer_row(
     condition:str,
     method:str, # a key of `psnr` in the records
@@ -636,7 +630,7 @@ def restorer_row(
             'SSIM out': f'{mean(r["ssim"][method] for r in records):.3f}',
             'goal': f'>= +{goal:g} dB' if goal else f'>= {CLEAN_GOAL} dB' if condition == 'clean' else ''}
 
-# %% ../nbs/14_evaluate.ipynb #14-091
+# %% ../nbs/14_evaluate.ipynb #14-090
 def restorer_table(
     records:list[dict], # of the section restorer
 )->Table:
@@ -648,7 +642,7 @@ def restorer_table(
         table.extend(restorer_row(condition, m, rows) for m in methods)
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-092
+# %% ../nbs/14_evaluate.ipynb #14-091
 def speed_table(
     records:list[dict], # of the section speed
 )->Table:
@@ -663,7 +657,7 @@ def speed_table(
     return Table([dict(what=w, value=v, unit=u, goal=g) for w, v, u, g in rows if v is not None],
                  caption=f'A photo of one megapixel, {where}{note}')
 
-# %% ../nbs/14_evaluate.ipynb #14-093
+# %% ../nbs/14_evaluate.ipynb #14-092
 @dataclass
 class Results:
     "All records of an evaluation, and the tables made of them."
@@ -709,10 +703,10 @@ class Results:
         "The records in a file that `save` or `evaluate(out=...)` wrote."
         return cls(list(RecordLog(path).records.values()))
 
-# %% ../nbs/14_evaluate.ipynb #14-095
+# %% ../nbs/14_evaluate.ipynb #14-094
 SECTIONS = ('reasoner', 'restorer', 'speed')
 
-# %% ../nbs/14_evaluate.ipynb #14-096
+# %% ../nbs/14_evaluate.ipynb #14-095
 class Evaluation:
     "One pipeline under test: its settings, its log, and how each record comes about."
     def __init__(self, pipeline, seed=0, steps=None, train=None, out=None):
@@ -765,13 +759,13 @@ class Evaluation:
         head = dict(section='speed', condition='', name='one megapixel', settings=settings)
         return self.log.add(head | speed_record(self.pipeline, command=self.shipped))
 
-# %% ../nbs/14_evaluate.ipynb #14-097
+# %% ../nbs/14_evaluate.ipynb #14-096
 def check_names(what:str, given:Iterable[str], known:Iterable[str]):
     "`ValueError` that names what is not known."
     if wrong := set(given) - set(known):
         raise ValueError(f'unknown {what} {sorted(wrong)}; expected some of {list(known)}')
 
-# %% ../nbs/14_evaluate.ipynb #14-098
+# %% ../nbs/14_evaluate.ipynb #14-097
 def evaluate(
     folder, # clean photos: one folder or several
     pipeline=None, # `rr.pipeline.ReasonRestore`; default: the shipped weights
@@ -801,7 +795,7 @@ def evaluate(
     if 'speed' in sections: records.append(run.speed())
     return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-110
+# %% ../nbs/14_evaluate.ipynb #14-109
 def plot_severity(
     results:Results,
     key:str='expected', # or 'written', 'classical', 'mean'
@@ -819,7 +813,7 @@ def plot_severity(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-115
+# %% ../nbs/14_evaluate.ipynb #14-114
 def plot_gain(
     results:Results,
     method:str='predicted',
@@ -842,12 +836,12 @@ def plot_gain(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-122
+# %% ../nbs/14_evaluate.ipynb #14-121
 def _partner(name:str, stems:dict)->Path|None:
     while name not in stems and '_' in name: name = name.rpartition('_')[0]
     return stems.get(name)
 
-# %% ../nbs/14_evaluate.ipynb #14-123
+# %% ../nbs/14_evaluate.ipynb #14-122
 def paired_photos(
     degraded, # folder of damaged photos
     clean, # folder of clean ones: the same name, or the name up to an underscore (1400_3 -> 1400)
@@ -863,7 +857,7 @@ def paired_photos(
             raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
         yield Pair(*images, None, path.name, 0)
 
-# %% ../nbs/14_evaluate.ipynb #14-124
+# %% ../nbs/14_evaluate.ipynb #14-123
 def noisy_photos(
     folder, # clean photos
     sigma:float=25., # 8-bit levels
@@ -877,7 +871,7 @@ def noisy_photos(
         truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
         yield Pair(clean + noise, clean, truth, path.name, seed + i)
 
-# %% ../nbs/14_evaluate.ipynb #14-126
+# %% ../nbs/14_evaluate.ipynb #14-125
 def evaluate_pairs(
     pairs:Iterable[Pair], # of `paired_photos` or `noisy_photos`
     name:str, # of the benchmark, for the table

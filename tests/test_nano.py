@@ -11,7 +11,7 @@ from rr.degrade import DEGRADATIONS, KINDS, blur_kernel, degrade, strength
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
 from rr.nano import BLOCK, BOLD, CAREFUL, WINDOW, NanoRestorerNet, NanoTower
-from rr.nano import line_median, block_spectra, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
+from rr.nano import row_median, block_spectra, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
 
@@ -54,7 +54,7 @@ def test_lines_that_fall_vanish_across_the_streaks():
     flat = torch.full((3, 40, 40), .4)
     rain = flat.clone()
     rain[:, :, 20] = 1
-    assert torch.equal(line_median(rain), flat)
+    assert torch.equal(row_median(rain), flat)
 
 
 def test_first_guesses_are_zero_for_kinds_that_are_absent():

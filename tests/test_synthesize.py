@@ -3,6 +3,7 @@ import json, os, signal, subprocess, sys, time
 import pytest
 import torch
 from rr.core import asset
+from rr.diagnosis import Scene
 from rr.data import EVALUATION, PairFolder, PairStream, clean_photos, synthesize, whole_lines
 
 PHOTOS = asset('photos')
@@ -63,6 +64,7 @@ def test_other_settings_are_refused(photos, tmp_path):
     synthesize(photos, tmp_path, 1, size=64)
     with pytest.raises(ValueError, match=r'other settings \(seed, size\)'): synthesize(photos, tmp_path, 2, size=32, seed=1)
     with pytest.raises(ValueError, match='fingerprint'): synthesize(photos[1:], tmp_path, 2, size=64)
+    with pytest.raises(ValueError, match='fingerprint'): synthesize(photos, tmp_path, 2, size=64, scenes={photos[0]: Scene('indoor')})
     assert len(PairFolder(tmp_path)) == 1
 
 
