@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DEGRADATION_OPTIONS', 'SECTIONS', 'RECIPE_NAMES', 'WHICH_MODEL', 'severity', 'at_least', 'build_parser', 'Unusable',
            'say', 'reason', 'explained', 'for_each', 'result_stems', 'run_degrade', 'printable', 'bars', 'run_diagnose',
-           'run_restore', 'run_evaluate', 'run_synthesize', 'main']
+           'run_restore', 'run_evaluate', 'run_synthesize', 'run_calibrate', 'main']
 
 # %% ../nbs/16_cli.ipynb #16-003
 import argparse, json, os, sys
@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 
 # %% ../nbs/16_cli.ipynb #16-005
-DEGRADATION_OPTIONS = {'fog': 'fog by atmospheric scattering', 'rain': 'rain streaks and their veil',
-                       'blur': 'out of focus or moved', 'noise': 'sensor noise'}
+DEGRADATION_OPTIONS = {'fog': 'fog by atmospheric scattering', 'rain': 'rain streaks and their veil', 'snow': 'snow flakes and their veil',
+                       'blur': 'out of focus or moved', 'low-light': 'too little exposure', 'noise': 'sensor noise', 'jpeg': 'JPEG compression'}
 
 SECTIONS = 'reasoner', 'restorer', 'speed'
-RECIPE_NAMES = 'training', 'evaluation', 'single', 'all'
+RECIPE_NAMES = 'training', 'evaluation', 'single', 'paper', 'paper-all', 'haze', 'extended', 'regions'
 
 def severity(text:str) -> float:
     "A severity from the command line, 0 to 100."
@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
             ('diagnose', 'what is wrong with photos', _diagnose_options),
             ('degrade', 'damage a photo on purpose', _degrade_options),
             ('synthesize', 'a data set of damaged and clean pictures', _synthesize_options),
+            ('calibrate', 'measure a severity scale, or check the one in use', _calibrate_options),
             ('evaluate', 'scores on a folder of clean photos', _evaluate_options)):
         add_options(commands.add_parser(name, help=help, description=help))
     return parser
@@ -97,6 +98,14 @@ def _synthesize_options(parser):
     parser.add_argument('--size', type=at_least(16), default=512, help='side of the pictures in pixels (default 512)')
     parser.add_argument('--workers', type=at_least(0), default=0, help='processes beside this one (default 0)')
     parser.add_argument('--captions', metavar='FILE', help='JSON lines that describe the photos')
+
+def _calibrate_options(parser):
+    parser.add_argument('folder', metavar='CLEAN_DIR')
+    parser.add_argument('--out', metavar='FILE', help='table to write; without it the scale in use is checked')
+    parser.add_argument('--overwrite', action='store_true', help='replace FILE if it is there')
+    parser.add_argument('--n', type=at_least(1), default=36, help='photos, drawn from those that are large enough (default 36)')
+    parser.add_argument('--exclude', nargs='+', default=(), metavar='FILE', help='photos, or tab-separated tables of photos, to leave out')
+    parser.add_argument('--seed', type=at_least(0), default=0, help='of every random draw (default 0)')
 
 def _evaluate_options(parser):
     parser.add_argument('folder', metavar='CLEAN_DIR')
@@ -160,7 +169,8 @@ def result_stems(paths) -> list[str]:
 # %% ../nbs/16_cli.ipynb #16-017
 def run_degrade(args) -> int:
     "Damage one photo on purpose."
-    severities = {kind: getattr(args, kind) for kind in DEGRADATION_OPTIONS if getattr(args, kind)}
+    asked = {kind: getattr(args, kind.replace('-', '_')) for kind in DEGRADATION_OPTIONS}
+    severities = {kind: s for kind, s in asked.items() if s}
     if not severities: raise argparse.ArgumentError(None, f'give one or more of --{" --".join(DEGRADATION_OPTIONS)}')
     from rr.core import read_photo, write_photo
     from rr.degrade import degrade
@@ -169,7 +179,7 @@ def run_degrade(args) -> int:
         photo = read_photo(path)
         damaged = degrade(photo.image, severities, args.seed)
         write_photo(args.out, damaged.image, photo.alpha, args.overwrite)
-        record = dict(input=path, degraded=args.out, severity=dict.fromkeys(DEGRADATION_OPTIONS, 0) | severities,
+        record = dict(input=path, degraded=args.out, severity=asked,
                       parameters=damaged.parameters, seed=args.seed)
         return record, f'{path}: {", ".join(f"{k} {s:g}" for k, s in severities.items())} -> {args.out}'
     return for_each([args.photo], work, args.json)
@@ -188,7 +198,7 @@ def printable(text:str) -> str: return ''.join(c if c.isprintable() or c == '\n'
 
 def bars(severities:dict) -> str:
     "A bar of 20 characters for each kind, as text."
-    return '\n'.join(f'  {kind:6} {s:3d} {"#" * round(s / 5):.<20}' for kind, s in severities.items())
+    return '\n'.join(f'  {kind:9} {s:3d} {"#" * round(s / 5):.<20}' for kind, s in severities.items())
 
 # %% ../nbs/16_cli.ipynb #16-020
 def run_diagnose(args) -> int:
@@ -274,12 +284,39 @@ def run_synthesize(args) -> int:
     return 0
 
 # %% ../nbs/16_cli.ipynb #16-029
+def run_calibrate(args) -> int:
+    "Measure a severity scale on a folder of clean photos, or check the one in use on them."
+    from itertools import islice
+    import numpy as np
+    from rr.core import PhotoError, atomic_path, read_photo
+    from rr.data import clean_photos, read_exclusions
+    from rr.severity import calibrate, ramp_losses, residual
+    try: found = clean_photos(args.folder, read_exclusions(*args.exclude))
+    except OSError as error: raise Unusable(str(error)) from error
+    if args.out and Path(args.out).exists() and not args.overwrite: raise Unusable(f'{args.out} exists; not overwritten (--overwrite)')
+    photos = (read_photo(found[i]).image for i in np.random.default_rng(args.seed).permutation(len(found)))
+    try: images = list(islice((x for x in photos if min(x.shape[-2:]) >= 192), args.n))
+    except PhotoError as error: raise Unusable(str(error)) from error
+    if not images: raise Unusable(f'{args.folder}: no photo has 192 pixels on its short side')
+    if not args.out:
+        checked = residual(images, seed=args.seed, metrics=('vsi', 'psnr'), progress=sys.stderr.isatty())
+        print(checked.gap(), checked.spread(), checked.monotone(), sep='\n\n')
+        return 0
+    note = f'rr calibrate CLEAN_DIR --n {args.n} --seed {args.seed}: {len(images)} of {len(found)} photos, 256 x 256 pixels from the middle of each'
+    table = calibrate(ramp_losses(images, seed=args.seed, progress=sys.stderr.isatty()), note)
+    try:
+        with atomic_path(args.out, args.overwrite) as path: path.write_text(json.dumps(table) + '\n')
+    except OSError as error: raise Unusable(f'{args.out} cannot be written: {error.strerror}') from error
+    print(f'{args.out}: {", ".join(table["kinds"])} on one scale')
+    return 0
+
+# %% ../nbs/16_cli.ipynb #16-031
 def main(
     argv:list[str]|None=None,  # default: those of the process
 ) -> int:  # exit code
     "The command `rr`."
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-    commands = dict(restore=run_restore, diagnose=run_diagnose, degrade=run_degrade, synthesize=run_synthesize,
+    commands = dict(restore=run_restore, diagnose=run_diagnose, degrade=run_degrade, synthesize=run_synthesize, calibrate=run_calibrate,
                     evaluate=run_evaluate)
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -291,5 +328,5 @@ def main(
         return 130
     return 2
 
-# %% ../nbs/16_cli.ipynb #16-031
+# %% ../nbs/16_cli.ipynb #16-033
 if __name__ == '__main__' and 'get_ipython' not in globals(): sys.exit(main())

@@ -129,7 +129,8 @@ def show_images(
     if not images: raise ValueError('got no images to show')
     ncols = ncols or min(len(images), 6)
     rows = math.ceil(len(images) / ncols)
-    figsize = size * ncols, size * rows
+    tall = max(i.shape[-2] / i.shape[-1] for i in images)
+    figsize = size * ncols, (size * min(max(tall, .25), 4) + .25 * bool(titles)) * rows
     fig, axes = plt.subplots(rows, ncols, figsize=figsize, dpi=80, squeeze=False, layout='constrained')
     for ax in axes.flat: ax.set_axis_off()
     for ax, image in zip(axes.flat, images): ax.imshow(image.permute(1, 2, 0).numpy())

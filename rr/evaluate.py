@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth
 from .degrade import (DEGRADATIONS, KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
-                        severity_of, severity_table)
+                        severity_of)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
 from .restorer import NanoRestorer
@@ -245,8 +245,7 @@ def fixed_severity(
     parameters:dict, # with the strength parameters of the kind: extinction, density, intensity, veil or sigma
 )->float: # 0-100
     "The severity that the scale gives to fixed parameters: the highest of what each of them says."
-    strengths = severity_table()['kinds'][kind]
-    return max(severity_of(kind, name, value) for name, value in parameters.items() if name in strengths)
+    return max(severity_of(kind, name, value) for name, value in parameters.items() if name in DEGRADATIONS[kind].ramp)
 
 # %% ../nbs/14_evaluate.ipynb #14-048
 class Source(NamedTuple):

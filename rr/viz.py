@@ -16,8 +16,9 @@ from .degrade import DEGRADATIONS, KINDS
 from .diagnosis import Diagnosis
 
 # %% ../nbs/04_viz.ipynb #04-007
-COLOURS = {'fog': '#56B4E9', 'rain': '#0072B2', 'blur': '#E69F00', 'noise': '#CC79A7'}
-_SPARE = ('#009E73', '#F0E442', '#D55E00', '#999999') # for kinds that are registered later
+COLOURS = {'fog': '#56B4E9', 'rain': '#0072B2', 'snow': '#999999', 'blur': '#E69F00', 'low-light': '#000000', 'noise': '#CC79A7',
+           'jpeg': '#D55E00'}
+_SPARE = ('#009E73', '#F0E442') # for kinds that are registered later
 
 def kind_colour(
     kind:str, # a key of `DEGRADATIONS`
@@ -64,7 +65,7 @@ def severity_values(
 )->dict: # kind -> float
     "Severities by kind, whatever they came in."
     if isinstance(severities, Diagnosis): return severities.severities()
-    if isinstance(severities, dict): return {kind: float(severities.get(kind, 0)) for kind in DEGRADATIONS}
+    if isinstance(severities, dict): return {k: float(severities.get(k, 0)) for k in DEGRADATIONS if k in KINDS or k in severities}
     values = torch.as_tensor(severities).flatten().tolist()
     if len(values) != len(KINDS):
         raise ValueError(f'got {len(values)} severities; expected {len(KINDS)}: {", ".join(KINDS)}')
@@ -108,9 +109,10 @@ def severity_curves(
 # %% ../nbs/04_viz.ipynb #04-022
 def severities_line(
     diagnosis:Diagnosis,
-)->str: # such as 'fog 42, noise 30', or 'clean'
-    "The present kinds and their severities in one line."
-    return ', '.join(f'{kind} {diagnosis.severity(kind)}' for kind in diagnosis.present) or 'clean'
+)->str: # such as 'fog 42, noise 30 (lower left)', or 'clean'
+    "The present kinds, their severities and places in one line."
+    where = lambda f: f' ({f.region})' if f.region else ''
+    return ', '.join(f'{kind} {f.severity}{where(f)}' for kind, f in diagnosis.findings.items()) or 'clean'
 
 def pair_grid(
     pairs, # of `rr.data.Pair`: degraded and clean (3, H, W), diagnosis, name
@@ -301,6 +303,7 @@ def parameters_html(
     rows = [(kind, p.name, f'{finding.parameters[p.name]} {p.unit}')
             for kind, finding in diagnosis.findings.items() for p in DEGRADATIONS[kind].parameters
             if p.name in finding.parameters]
+    rows += [(kind, 'region', finding.region) for kind, finding in diagnosis.findings.items() if finding.region]
     return rows_html(rows) if rows else '<p>none</p>'
 
 def rows_html(

@@ -27,10 +27,10 @@ def photos(tmp_path_factory, small_photo):
 
 def test_options_cover_the_kinds_and_sections_that_exist():
     from rr.data import RECIPES
-    from rr.degrade import KINDS
+    from rr.degrade import DEGRADATIONS
     from rr.evaluate import SECTIONS as known
 
-    assert tuple(DEGRADATION_OPTIONS) == tuple(KINDS) and tuple(SECTIONS) == tuple(known)
+    assert tuple(DEGRADATION_OPTIONS) == tuple(DEGRADATIONS) and tuple(SECTIONS) == tuple(known)
     assert tuple(RECIPE_NAMES) == tuple(RECIPES)
 
 
@@ -249,3 +249,39 @@ def test_synthesize_goes_on_and_refuses_other_settings(tmp_path, capsys):
     assert main([*command, '--n', '3', '--seed', '1']) == 2 and 'other settings (seed)' in capsys.readouterr().err
     assert main(['synthesize', str(tmp_path / 'nothing'), str(tmp_path / 'x')]) == 2
     assert capsys.readouterr().err == f'rr: {tmp_path}/nothing: no photos found (looked for .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)\n'
+
+
+def test_degrade_knows_the_kinds_beyond_the_paper(tmp_path, capsys):
+    from rr.cli import main
+
+    assert main(['degrade', str(CAT), '--low-light', '40', '--jpeg', '70', '--out', str(tmp_path / 'dark.png'), '--json']) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert {k: s for k, s in record['severity'].items() if s} == {'low-light': 40, 'jpeg': 70}
+    assert set(record['parameters']) == {'low-light', 'jpeg'} and record['parameters']['jpeg']['quality'] < 10
+    assert read_photo(tmp_path / 'dark.png').image.mean() < .7 * read_photo(CAT).image.mean()
+
+
+def test_calibrate_writes_a_table_that_can_be_used(tmp_path, capsys):
+    from rr.cli import main
+    from rr.degrade import DEGRADATIONS, strength, use_scale
+
+    (tmp_path / 'photos').mkdir()
+    shutil.copy(CAT, tmp_path / 'photos')
+    command = ['calibrate', str(tmp_path / 'photos'), '--n', '1', '--out', str(tmp_path / 'scale.json')]
+    assert main(command) == 0 and 'fog, rain, snow, blur, low-light, noise, jpeg on one scale' in capsys.readouterr().out
+    table = json.loads((tmp_path / 'scale.json').read_text())
+    assert set(table['kinds']) == set(DEGRADATIONS) and table['provenance'].startswith('rr calibrate CLEAN_DIR --n 1 --seed 0: 1 of 1 photos')
+    shipped = strength('noise', 50)
+    try:
+        use_scale(tmp_path / 'scale.json')
+        assert strength('noise', 50) != shipped and strength('noise', 100)['sigma'] > 20
+    finally: use_scale(None)
+    assert strength('noise', 50) == shipped
+    assert main(command) == 2 and 'not overwritten' in capsys.readouterr().err
+    assert main(['calibrate', str(tmp_path / 'nothing')]) == 2 and 'no photos found' in capsys.readouterr().err
+
+
+def test_calibrate_refuses_photos_that_are_too_small(photos, capsys):
+    from rr.cli import main
+
+    assert main(['calibrate', str(photos / 'monday')]) == 2 and '192 pixels' in capsys.readouterr().err

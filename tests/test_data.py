@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import Recipe, PairStream, clean_photos, crop_resize, evaluation_pairs, load_captions, random_window, read_depth, read_exclusions
+from rr.data import (PairStream, Recipe, clean_photos, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
+                     read_depth, read_exclusions)
 from rr.core import seeded
 
 @pytest.fixture
@@ -58,3 +59,52 @@ def test_windows_stay_inside():
 def test_no_photos_is_said(tmp_path):
     with pytest.raises(FileNotFoundError, match='no photos found'): clean_photos(tmp_path)
     with pytest.raises(ValueError, match='no photos'): PairStream([])
+
+
+def test_a_depth_model_of_transformers_is_a_hook(tmp_path):
+    "The stock class, small and random: shape, range and direction are what `degrade` expects; the pixels follow the model."
+    from transformers import GLPNConfig, GLPNForDepthEstimation, GLPNImageProcessor
+    torch.manual_seed(0)
+    config = GLPNConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8)
+    GLPNForDepthEstimation(config).save_pretrained(tmp_path)
+    GLPNImageProcessor().save_pretrained(tmp_path)
+    path = bundled_photos()['lake']
+    photo = read_photo(path).image[:, :100, :140]
+    depth, inverse = depth_model(tmp_path, inverse=False)(photo), depth_model(tmp_path)(photo)
+    for d in (depth, inverse): assert d.shape == (1, 100, 140) and d.max() == pytest.approx(1) and d.min() > 0
+    assert torch.corrcoef(torch.stack([depth.flatten(), inverse.flatten()]))[0, 1] < -.9  # what is far for one is near for the other
+    recipe = Recipe(('fog',), 1, 1)
+    streams = [PairStream([path], 64, recipe, depth_of=f) for f in (None, depth_model(tmp_path), lambda x: torch.full_like(x[:1], .5))]
+    made = [s[3] for s in streams]
+    assert made[0].diagnosis == made[1].diagnosis == made[2].diagnosis and torch.equal(made[0].clean, made[1].clean)
+    assert not torch.equal(made[0].degraded, made[1].degraded) and not torch.equal(made[1].degraded, made[2].degraded)
+    with pytest.raises(OSError): depth_model(tmp_path/'nothing')
+
+
+def test_the_layout_of_reside_is_understood(tmp_path):
+    "Hazy halves and depth maps are no clean photos; a depth map in the sibling folder `depth` belongs to its photo."
+
+    for name in ('OTS/clear/0001.jpg', 'OTS/hazy/0001_0.8_0.2.jpg', 'other/a.png', 'other/a_depth.png', 'OTS/depth/0001.png'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.linear_gradient('L').resize((48, 40))
+        (picture if 'depth' in name else picture.convert('RGB')).save(tmp_path/name)
+    found = clean_photos(tmp_path)
+    assert [p.relative_to(tmp_path).as_posix() for p in found] == ['OTS/clear/0001.jpg', 'other/a.png']
+    for p in found: assert read_depth(p).shape == (1, 40, 48) and read_depth(p)[0, -1].mean() > read_depth(p)[0, 0].mean()
+
+
+def test_regions_are_drawn_as_often_as_asked():
+    path, recipe = bundled_photos()['cat'], Recipe(region_share=.5, min_kinds=3, max_kinds=3)
+    findings = [f for i in range(40) for f in PairStream([path], 48, recipe)[i].diagnosis.findings.values()]
+    assert .35 < sum(bool(f.region) for f in findings) / len(findings) < .65
+    assert not any(f.region for i in range(5) for f in PairStream([path], 48)[i].diagnosis.findings.values())
+    made = list(evaluation_pairs(path.parent, Recipe(region_share=1.), limit=2))
+    assert all(f.region for p in made for f in p.diagnosis.findings.values())
+
+
+def test_statistics_of_depth_by_hand():
+    ramp = torch.linspace(1, 0.01, 50).view(1, 50, 1).expand(1, 50, 40)
+    found = depth_statistics(ramp)
+    assert found['row_correlation'] == pytest.approx(-1, abs=1e-4) and found['median'] == pytest.approx(.505, abs=.01)
+    step = torch.ones(1, 50, 40); step[:, :25] = .3
+    assert depth_statistics(step)['steep_share'] == pytest.approx(1)

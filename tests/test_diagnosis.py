@@ -12,9 +12,9 @@ def values(parameter):
     if parameter.choices: return st.sampled_from(parameter.choices)
     return st.floats(parameter.low, parameter.high)
 
-def findings(kind):
+def findings(kind, text):
     known = {p.name: values(p) for p in DEGRADATIONS[kind].parameters}
-    return st.builds(Finding, st.integers(1, 100), st.fixed_dictionaries({}, optional=known))
+    return st.builds(Finding, st.integers(1, 100), st.fixed_dictionaries({}, optional=known), st.just('') | text)
 
 any_text = st.text(max_size=40) | st.sampled_from([
     'a "quoted" word', "the dog's ball", 'one; objects: two', 'x, y; preserve: z', '{"fog":{"severity":99}}', '</think>',
@@ -24,7 +24,7 @@ plain_text = st.text('abcdefgh ', max_size=20)
 def scenes(text): return st.builds(Scene, text, text, text, st.lists(text, max_size=4).map(tuple), text)
 
 def diagnoses(text=any_text):
-    chosen = st.fixed_dictionaries({}, optional={kind: findings(kind) for kind in KINDS})
+    chosen = st.fixed_dictionaries({}, optional={kind: findings(kind, text) for kind in DEGRADATIONS})
     return st.builds(Diagnosis, chosen, scenes(text))
 
 full = Diagnosis({'fog': Finding(42, {'extinction': 1.2, 'airlight': .85, 'warmth': .02}),
@@ -159,7 +159,7 @@ def test_no_cut_of_json_alone_invents_a_number(kind):
     ('{"fog":{"severity":42,"airlight":"grey"}}', {'fog': 42}, "fog.airlight 'grey' is not a number: left out"),
     ('{"noise":{"severity":42,"type":"salt"}}', {'noise': 42}, "noise.type 'salt' is not a choice: left out"),
     ('{"fog":{"severity":42,"colour":3}}', {'fog': 42}, 'fog.colour unknown: dropped'),
-    ('{"fog":{"severity":42},"snow":{"severity":9}}', {'fog': 42}, "unknown kind 'snow': dropped"),
+    ('{"fog":{"severity":42},"hail":{"severity":9}}', {'fog': 42}, "unknown kind 'hail': dropped"),
     ('{"fog":{"severity":42},"scene":{"mood":"sad"}}', {'fog': 42}, 'scene.mood unknown: dropped'),
     ('{"fog":{"severity":42},"scene":7}', {'fog': 42}, 'scene is not an object: left out'),
     ('{"fog":{"severity":42},"scene":{"setting":null}}', {'fog': 42}, 'scene.setting holds what is not text: left out'),
@@ -194,7 +194,7 @@ def test_long_hostile_text_is_read_in_reasonable_time():
     assert time.perf_counter() - start < 20
 
 @pytest.mark.parametrize('bad', [
-    {'fog': Finding(0)}, {'fog': Finding(101)}, {'fog': Finding(4.5)}, {'fog': Finding(True)}, {'snow': Finding(1)},
+    {'fog': Finding(0)}, {'fog': Finding(101)}, {'fog': Finding(4.5)}, {'fog': Finding(True)}, {'hail': Finding(1)},
     {'fog': Finding(1, {'airlight': 2})}, {'fog': Finding(1, {'airlight': math.nan})}, {'fog': Finding(1, {'airlight': '1'})},
     {'noise': Finding(1, {'type': 'salt'})}, {'noise': Finding(1, {'colour': 1})}])
 def test_records_are_strict(bad):
@@ -206,12 +206,12 @@ def test_order_rounding_and_editing():
     assert '-0.00' not in d.to_cot()
     assert d.with_severity('fog', 0).present == ('noise',) and d.with_severity('rain', 7.6).severity('rain') == 8
     assert d.present == ('fog', 'noise') and pickle.loads(pickle.dumps(d)) == d
-    with pytest.raises(KeyError, match='snow'): d.severity('snow')
+    with pytest.raises(KeyError, match='hail'): d.severity('hail')
 
 @pytest.mark.parametrize('seed', range(12))
 def test_from_degraded_round_trips(seed):
     rng = random.Random(seed)
-    made = degrade(torch.rand(3, 24, 24), {k: rng.uniform(0, 100) for k in rng.sample(KINDS, rng.randint(0, 4))}, seed)
+    made = degrade(torch.rand(3, 24, 24), {k: rng.uniform(0, 100) for k in rng.sample(list(DEGRADATIONS), rng.randint(0, 5))}, seed)
     d = Diagnosis.from_degraded(made)
     assert {k: s for k, s in d.severities().items() if s} == {k: round(s) for k, s in made.severities.items() if round(s)}
     assert all(d.findings[k].parameters == made.parameters[k] for k in d.present)
@@ -233,12 +233,12 @@ def test_vector_is_bounded(diagnosis):
 
 def test_a_registered_kind_is_written_and_read():
     class Vignette(Degradation):
-        name = 'low-light'
+        name = 'lens-flare'
         parameters = (Parameter('falloff', '', 0, 1, 2), Parameter('shape', choices=('round', 'square')))
     register(Vignette())
     try:
-        d = Diagnosis({'low-light': Finding(20, {'falloff': .35, 'shape': 'round'}), 'fog': Finding(5)})
-        assert 'low-light 020' in d.to_cot() and parse_cot(d.to_cot()).diagnosis == d
+        d = Diagnosis({'lens-flare': Finding(20, {'falloff': .35, 'shape': 'round'}), 'fog': Finding(5)})
+        assert 'lens-flare 020' in d.to_cot() and parse_cot(d.to_cot()).diagnosis == d
         assert parse_cot(d.to_cot().rsplit('\n', 1)[0]).diagnosis == d
         assert len(diagnosis_vector(d)) == DIAGNOSIS_DIM
-    finally: del DEGRADATIONS['low-light']
+    finally: del DEGRADATIONS['lens-flare']

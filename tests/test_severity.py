@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from rr.core import bundled_photos, psnr, seeded, to_tensor
-from rr.degrade import KINDS, degrade
-from rr.severity import (METRICS, SeverityCurve, Table, center_crop, equivalent_severity, monotonicity, quality,
-                         severity_curve, unevenness)
+from rr.degrade import (DEGRADATIONS, Degradation, Parameter, along_ramp, degrade, interpolate, ramp_position, register, severity_of,
+                        severity_table, strength, use_scale)
+from rr.severity import (FUSED, METRICS, FusedLoss, SeverityCurve, Table, calibrate, center_crop, damage_along_ramp, equivalent_severity,
+                         interaction, monotonicity, place_kind, plot_interaction, quality, ramp_losses, residual, rising,
+                         severity_curve, strictly_rising, unevenness)
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +59,7 @@ def test_crop_keeps_small_photos_whole():
 
 
 def test_curve_holds_one_value_per_photo_kind_severity_and_metric(curve):
-    assert len(curve.rows) == 2 * len(KINDS) * 3 * 2
+    assert len(curve.rows) == 2 * len(DEGRADATIONS) * 3 * 2
     values = curve.values('fog', 'psnr')
     photo = center_crop(to_tensor(bundled_photos()['coffee']), 128)
     expected = psnr(degrade(photo, {'fog': 50}, seed=1).image, photo)
@@ -113,5 +115,103 @@ def test_plot_has_a_panel_a_metric(curve):
     from matplotlib import pyplot as plt
     from rr.severity import plot_curves
     figure = plot_curves(curve)
-    assert len(figure.axes) == 2 and len(figure.axes[0].lines) == len(KINDS)
+    assert len(figure.axes) == 2 and len(figure.axes[0].lines) == len(DEGRADATIONS)
     plt.close(figure)
+
+
+STATIONS = (.1, .3, .6, 1.)
+
+
+def ramps(**tops):
+    "Losses of kinds that rise evenly to `top`: (photos, metrics, stations), two photos, two metrics of very different size."
+    shape = np.array(STATIONS)[None, None] * np.array([1, 50])[None, :, None] * np.array([.9, 1.1])[:, None, None]
+    return {kind: top * shape for kind, top in tops.items()}
+
+
+def test_calibration_by_hand():
+    "A kind that costs twice as much gets half of the ramp; the weakest reaches 94% of the top at the end of its own."
+    table = calibrate(ramps(fog=1., noise=2.), 'hand', ('gmsd', 'nlpd'), STATIONS)
+    at = lambda kind, s: interpolate(s, table['severity'], table['kinds'][kind])
+    for s in (20, 50, 80): assert at('fog', s) == pytest.approx(2 * at('noise', s), rel=.06)
+    assert at('fog', 100) == pytest.approx(1, abs=.02) and at('fog', 80) < 1 and table['provenance'] == 'hand'
+
+
+def test_fused_loss_is_a_mean_rank():
+    losses = ramps(fog=1., noise=2.)
+    fuse = FusedLoss.from_ramps(losses, ('gmsd', 'nlpd'), STATIONS)
+    assert fuse(np.zeros((2, 5))).max() == 0 and fuse(np.full((2, 5), 1e6)).min() > .98
+    scaled = FusedLoss.from_ramps({k: v * np.array([7, .1])[None, :, None] for k, v in losses.items()}, ('gmsd', 'nlpd'), STATIONS)
+    assert np.allclose(fuse(losses['fog']), scaled(losses['fog'] * np.array([7, .1])[None, :, None]))  # the unit of a metric does not matter
+    short = FusedLoss.from_table(dict(fused=fuse.quantiles()))
+    assert np.abs(short(losses['noise']) - fuse(losses['noise'])).max() < .02
+
+
+def test_rising_is_the_nearest_rising_curve():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y = rng.normal(size=12).cumsum()
+        fit = rising(y)
+        assert (np.diff(fit) >= 0).all() and fit.mean() == pytest.approx(y.mean())
+        assert all(((fit - y) ** 2).sum() <= ((other - y) ** 2).sum() + 1e-9 for other in (np.maximum.accumulate(y), np.sort(y)))
+    assert strictly_rising([0., .4, .4, 1., 1.]) == [0., .4, .401, .999, 1.]
+
+
+def test_the_shipped_table_was_measured():
+    table = severity_table()
+    assert 'rr calibrate' in table['provenance'] and tuple(table['fused']) == FUSED
+    assert all(np.all(np.diff(q) >= 0) for q in table['fused'].values()) and .5 < table['top'] < 1
+    assert {k: strength(k, 100)[next(iter(d.ramp))] for k, d in DEGRADATIONS.items()}['noise'] >= 45
+
+
+def test_ramp_damage_changes_strength_only(photo):
+    made = damage_along_ramp(photo, 'rain', (.2, .5, .9), seed=3)
+    assert made.shape == (3, *photo.shape)
+    assert torch.equal(made, damage_along_ramp(photo, 'rain', (.2, .5, .9), seed=3))
+    clean = photo.expand_as(made)
+    assert (quality(made, clean).diff() < 0).all()
+
+
+def test_the_table_makes_kinds_more_equal_than_their_ramps():
+    "The target itself is measured on many held-out photos (docs/measured/scale.txt); three photos show that the table is the right one."
+    photos, table = [to_tensor(bundled_photos()[name]) for name in ('coffee', 'astronaut', 'cat')], severity_table()
+    even = table | dict(kinds={k: [s / 100 for s in table['severity']] for k in table['kinds']})
+    calibrated, plain = (residual(photos, severities=(25, 60), table=t) for t in (table, even))
+    gap = lambda found: np.mean([row['gap'] for row in found.gap()])
+    assert gap(calibrated) < .6 * gap(plain), (gap(calibrated), gap(plain))
+    assert all(row[m] for row in calibrated.monotone() for m in FUSED)
+    assert {row['kind'] for row in calibrated.spread()} == set(DEGRADATIONS)
+
+
+def test_a_new_kind_comes_onto_the_scale(photo):
+    class Dim(Degradation):
+        name, parameters, ramp = 'dim', (Parameter('loss'),), dict(loss=(0., 1.))
+        def apply(self, image, params, generator, depth=None): return image * (1 - params['loss'])
+    register(Dim(), before='noise')
+    try:
+        assert ramp_position('dim', 50) == .5  # not calibrated: evenly along its ramp
+        table = place_kind('dim', [photo], stations=STATIONS)
+        assert 'dim' not in severity_table()['kinds']
+        use_scale(table)
+        assert ramp_position('dim', 50) != .5 and severity_of('dim', 'loss', strength('dim', 40)['loss']) == pytest.approx(40)
+        left = residual([photo], ['dim', 'fog'], (20, 50, 80), seed=0)
+        assert all(abs(row['loss'] - row['wanted']) < .25 for row in left.gap())
+    finally:
+        use_scale(None)
+        del DEGRADATIONS['dim']
+    with pytest.raises(ValueError, match="needs 'severity'"): use_scale(dict(kinds={}))
+
+
+def test_interaction_of_two_kinds(photo):
+    from matplotlib import pyplot as plt
+    loss = interaction([photo], 'fog', 'noise', (0, 50, 100), 'gmsd')
+    assert loss.shape == (3, 3) and loss[0, 0] == pytest.approx(0, abs=1e-6)
+    assert loss[0, 1] == pytest.approx(float(quality(degrade(photo, dict(noise=50)).image, photo, 'gmsd')), abs=1e-5)
+    figure = plot_interaction(loss, 'fog', 'noise', (0, 50, 100), 'gmsd')
+    assert figure.axes[0].get_xlabel() == 'noise' and figure.axes[0].get_ylabel() == 'fog'
+    plt.close(figure)
+
+
+def test_every_metric_gets_worse_along_every_ramp(photo):
+    for kind, loss in ramp_losses([photo], metrics=('gmsd', 'nlpd'), stations=(.1, .4, .7, .95)).items():
+        assert (np.diff(loss[0]) > 0).all(), kind
+        assert set(along_ramp(kind, .5)) == set(DEGRADATIONS[kind].ramp)

@@ -1,10 +1,10 @@
 "Data sets on disk: the same bytes whatever happens on the way."
-import json, os, signal, subprocess, sys, time
+import json, os, random, signal, subprocess, sys, time
 import pytest
 import torch
 from rr.core import asset
 from rr.diagnosis import Scene
-from rr.data import EVALUATION, PairFolder, PairStream, clean_photos, synthesize, whole_lines
+from rr.data import EVALUATION, RECIPES, PairFolder, PairStream, clean_photos, synthesize, whole_lines
 
 PHOTOS = asset('photos')
 
@@ -57,6 +57,25 @@ def test_a_kill_in_the_middle_loses_nothing(photos, tmp_path, workers):
     assert contents(out) == contents(tmp_path/'whole')
 
 
+def test_ten_kills_in_a_row_lose_nothing(photos, tmp_path):
+    "Killed ten times at random moments, wherever that is, and continued each time: the same bytes as in one go."
+    n, out, rng = 400, tmp_path/'killed', random.Random(0)
+    code = 'import sys; from rr.data import *; from rr.core import asset; synthesize(clean_photos(asset("photos")), sys.argv[1], int(sys.argv[2]), RECIPES["regions"], size=64)'
+    for _ in range(10):
+        before = whole_lines_of(out/'metadata.jsonl')
+        process = subprocess.Popen([sys.executable, '-c', code, str(out), str(n)], start_new_session=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+        deadline = time.monotonic() + 60
+        while whole_lines_of(out/'metadata.jsonl') <= before and time.monotonic() < deadline: time.sleep(.002)
+        time.sleep(rng.uniform(0, .3))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert before < whole_lines_of(out/'metadata.jsonl') < n
+    left = n - whole_lines_of(out/'metadata.jsonl')
+    assert synthesize(photos, out, n, RECIPES['regions'], size=64) == left
+    synthesize(photos, tmp_path/'whole', n, RECIPES['regions'], size=64)
+    assert contents(out) == contents(tmp_path/'whole')
+
+
 def whole_lines_of(path): return path.read_bytes().count(b'\n') if path.exists() else 0  # changes nothing, unlike `whole_lines`
 
 
@@ -98,6 +117,17 @@ def test_datasets_reads_it(photos, tmp_path):
     assert [r['cot'] for r in rows] == [r['cot'] for r in records]
     assert [r['parameters'] for r in rows] == [r['parameters'] for r in records]
     assert rows[0]['image'].size == rows[0]['clean'].size == (64, 64)
+
+
+def test_a_data_set_of_all_kinds_and_regions_is_read(photos, tmp_path):
+    datasets, recipe = pytest.importorskip('datasets'), RECIPES['regions']
+    synthesize(photos, tmp_path/'pairs', 12, recipe, size=64)
+    rows = datasets.load_dataset('imagefolder', data_dir=str(tmp_path/'pairs'), cache_dir=str(tmp_path/'cache'))['train']
+    folder, stream = PairFolder(tmp_path/'pairs'), PairStream(photos, 64, recipe)
+    assert all(folder[i].diagnosis == stream[i].diagnosis for i in range(12))
+    found = [(k, p['region']) for r in rows for k, p in r['parameters'].items() if p['region']]
+    assert found and set(rows[0]['severity']) == set(recipe.kinds)
+    assert found == [(k, f.region) for i in range(12) for k, f in stream[i].diagnosis.findings.items() if f.region]
 
 
 def test_the_cache_of_photos_is_bounded(photos):

@@ -3,13 +3,13 @@ import json, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import torch
-from rr.core import bundled_photos, seeded
+from rr.core import asset, bundled_photos, seeded
 from rr.data import PairStream, Recipe, clean_photos
-from rr.diagnosis import diagnosis_vectors
+from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, column_kinds, head_loss, run_trainer,
     sample_texts, see, severity_columns, weighted_loss)
-from rr.flow import FlowTrainer, FlowTraining, WeightAverage, flow_loss, make_batch
+from rr.flow import FlowTrainer, FlowTraining, WeightAverage, flow_loss, make_batch, with_predictions
 from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, nano_image_processor, nano_processor, nano_reasoner_config,
     nano_views, train_tokenizer)
 from rr.diagnosis import Scene
@@ -66,6 +66,24 @@ def test_kill_leaves_a_whole_checkpoint_to_go_on_from(tmp_path):
         trainer = FlowTrainer(small_net(), PairStream(clean_photos(PHOTOS), 64), tmp_path, FlowTraining(minutes=60))
         steps.append(trainer.step)
     assert 0 < steps[0] < steps[1], steps
+
+def test_a_share_of_the_pairs_gets_the_diagnosis_of_the_reasoner():
+    stream, said = PairStream(clean_photos(PHOTOS), 48), Diagnosis({'rain': Finding(3)})
+    pairs, asked = [stream[i] for i in range(40)], []
+    def diagnose(photos): asked.extend(photos); return [said] * len(photos)
+    half = with_predictions(pairs, diagnose, .5, seeded(0))
+    changed = [i for i, (a, b) in enumerate(zip(pairs, half)) if a.diagnosis != b.diagnosis]
+    assert 12 < len(changed) < 28 and all(half[i].diagnosis == said for i in changed)
+    assert len(asked) == len(changed) and all(a is pairs[i].degraded for a, i in zip(asked, changed))
+    assert all(a.clean is b.clean and a.degraded is b.degraded for a, b in zip(pairs, half))
+    assert with_predictions(pairs, None, 0., seeded(0)) == pairs
+
+def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path):
+    from rr.flow import main
+    main([str(PHOTOS), str(tmp_path), '--reasoner', str(asset('nano-reasoner')), '--predicted', '.5', '--size', '160', '--pairs', '2', '--patches', '1',
+          '--minutes', '.02'])
+    assert json.loads((tmp_path/'log.jsonl').read_text().splitlines()[-1])['step'] >= 1
+    with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--predicted', '.5'])
 
 def test_tower_learns_and_resumes(tmp_path):
     torch.manual_seed(0)

@@ -68,11 +68,11 @@ def test_figures_are_closed():
     assert plt.get_fignums() == before
 
 def test_one_colour_a_kind():
-    assert set(COLOURS) == set(KINDS) and len({kind_colour(k) for k in KINDS}) == 4
-    new = type('Snow', (Degradation,), {'name': 'snow'})()
+    assert set(COLOURS) == set(DEGRADATIONS) and len({kind_colour(k) for k in DEGRADATIONS}) == 7
+    new = type('Hail', (Degradation,), {'name': 'hail'})()
     register(new)
-    try: assert re.fullmatch('#[0-9A-F]{6}', kind_colour('snow')) and kind_colour('snow') not in COLOURS.values()
-    finally: del DEGRADATIONS['snow']
+    try: assert re.fullmatch('#[0-9A-F]{6}', kind_colour('hail')) and kind_colour('hail') not in COLOURS.values()
+    finally: del DEGRADATIONS['hail']
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.text() | st.text('<>"\'&{}\n:.12 fograinscipt'))
