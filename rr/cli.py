@@ -173,13 +173,13 @@ def run_degrade(args) -> int:
     severities = {kind: s for kind, s in asked.items() if s}
     if not severities: raise argparse.ArgumentError(None, f'give one or more of --{" --".join(DEGRADATION_OPTIONS)}')
     from rr.core import read_photo, write_photo
-    from rr.degrade import degrade
+    from rr.degrade import KINDS, degrade
 
     def work(path):
         photo = read_photo(path)
         damaged = degrade(photo.image, severities, args.seed)
         write_photo(args.out, damaged.image, photo.alpha, args.overwrite)
-        record = dict(input=path, degraded=args.out, severity=asked,
+        record = dict(input=path, degraded=args.out, severity={k: s for k, s in asked.items() if s or k in KINDS},
                       parameters=damaged.parameters, seed=args.seed)
         return record, f'{path}: {", ".join(f"{k} {s:g}" for k, s in severities.items())} -> {args.out}'
     return for_each([args.photo], work, args.json)
