@@ -65,6 +65,7 @@ def from_inverse_depth(
     inverse = (inverse / inverse.max().clamp_min(1e-6)).clamp_min(1 / farthest)
     return inverse.min() / inverse
 
+# %% ../nbs/05_data.ipynb #05-009
 def depth_model(
     name:str|Path='depth-anything/Depth-Anything-V2-Small-hf',  # a depth estimation model of the hub, or a folder with one
     inverse:bool=True,  # does it predict inverse depth (Depth Anything, MiDaS) or depth (GLPN, ZoeDepth)?
@@ -79,7 +80,7 @@ def depth_model(
         return from_inverse_depth(predicted) if inverse else (predicted / predicted.max().clamp_min(1e-6)).clamp_min(1e-3)
     return depth_of
 
-# %% ../nbs/05_data.ipynb #05-010
+# %% ../nbs/05_data.ipynb #05-011
 def depth_statistics(
     depth:Tensor,  # (1, H, W) in (0, 1]
 ) -> dict[str, float]:
@@ -92,7 +93,7 @@ def depth_statistics(
     return dict(zip(('q05', 'q25', 'median', 'q75', 'q95'), quantiles)) | dict(spread=float(values.std()),
         row_correlation=float(torch.corrcoef(torch.stack([row, values.flatten()]))[0, 1]), steep_share=float(steepest))
 
-# %% ../nbs/05_data.ipynb #05-018
+# %% ../nbs/05_data.ipynb #05-019
 def load_captions(
     path:Path|str,  # JSON lines with `file`, relative to this file's own folder, and the fields of `Scene`
 ) -> dict[Path, Scene]:
@@ -106,7 +107,7 @@ def scene_from_row(row:dict) -> Scene:
     text = {k: row.get(k) or '' for k in ('setting', 'lighting', 'scene', 'preserve')}
     return Scene(objects=tuple(row.get('objects') or ()), **text)
 
-# %% ../nbs/05_data.ipynb #05-021
+# %% ../nbs/05_data.ipynb #05-022
 @dataclass(frozen=True)
 class Recipe:
     "What is drawn for each photo: kinds, their number and their severities."
@@ -141,7 +142,7 @@ RECIPES = dict(training=TRAINING, evaluation=EVALUATION, single=Recipe(max_kinds
                haze=Recipe(('fog', 'blur', 'noise'), weights=(4., 1., 1.), max_kinds=2), extended=Recipe(SEVEN, clean_share=.08),
                regions=Recipe(SEVEN, region_share=.6))
 
-# %% ../nbs/05_data.ipynb #05-025
+# %% ../nbs/05_data.ipynb #05-026
 @dataclass(frozen=True)
 class Pair:
     "One training example."
@@ -161,7 +162,7 @@ def make_pair(
     damaged = degrade(clean, severities, seed, depth, regions=regions)
     return Pair(damaged.image, clean, Diagnosis.from_degraded(damaged, scene), name, seed)
 
-# %% ../nbs/05_data.ipynb #05-027
+# %% ../nbs/05_data.ipynb #05-028
 class PairStream:
     "Endless seeded pairs from clean photos: `stream[i]` is pair number `i`."
     def __init__(self,
@@ -203,7 +204,7 @@ class PairStream:
         regions = self.recipe.regions(severities, depth, g)
         return make_pair(clean, severities, seed, path.name, self.scenes.get(path), depth, regions)
 
-# %% ../nbs/05_data.ipynb #05-029
+# %% ../nbs/05_data.ipynb #05-030
 def random_window(
     shape:tuple[int, int],  # height, width of the photo
     size:int,  # side of the square that is wanted
@@ -224,7 +225,7 @@ def crop_resize(image:Tensor, window:tuple[int, int, int], size:int) -> Tensor:
     if side == size: return crop
     return F.interpolate(crop[None], (size, size), mode='bicubic', antialias=True)[0].clamp(0, 1)
 
-# %% ../nbs/05_data.ipynb #05-039
+# %% ../nbs/05_data.ipynb #05-040
 THREE_KINDS = Recipe(min_kinds=3, max_kinds=3)
 
 class PairCounter(torch.utils.data.Dataset):
@@ -267,6 +268,7 @@ def compare_depth(
     return lines + [f'| {title} | {" | ".join(f"{mean(rows, name):.2f}" for name in rows[0])} |'
                     for title, rows in (('measured', measured), ('made up', made_up))]
 
+# %% ../nbs/05_data.ipynb #05-041
 def main(args:list[str]|None=None):
     "Command line: print how fast pairs are made."
     p = argparse.ArgumentParser(prog='python -m rr.data', description='How fast pairs are made.')
@@ -281,7 +283,7 @@ def main(args:list[str]|None=None):
     for workers, rate in speed.items(): print(f'{workers} worker{"s" * (workers > 1)}: {rate:6.1f} pairs of 256 x 256 a second, three kinds each')
     print(f'two workers make {speed[2] / speed[1]:.2f} times as many as one')
 
-# %% ../nbs/05_data.ipynb #05-041
+# %% ../nbs/05_data.ipynb #05-043
 def evaluation_pairs(
     folder:Path|str,  # clean photos
     recipe:Recipe=EVALUATION,
@@ -297,7 +299,7 @@ def evaluation_pairs(
         if recipe.region_share and depth is None: depth = pseudo_depth(clean, kind_generator('depth', pair_seed))
         yield make_pair(clean, severities, pair_seed, name, (scenes or {}).get(path), depth, recipe.regions(severities, depth, g))
 
-# %% ../nbs/05_data.ipynb #05-044
+# %% ../nbs/05_data.ipynb #05-046
 def parameter_table(
     diagnosis:Diagnosis,
     kinds:tuple[str, ...]=KINDS,  # the columns
@@ -335,7 +337,7 @@ class PairWriter(torch.utils.data.Dataset):
         write_photo(self.folder/record['clean_file_name'], pair.clean, overwrite=True)
         return record
 
-# %% ../nbs/05_data.ipynb #05-046
+# %% ../nbs/05_data.ipynb #05-048
 def synthesis_settings(stream:PairStream) -> dict:
     "Everything that the pairs of a stream depend on, in plain values; photos, descriptions and severity scale as a fingerprint."
     root = os.path.commonpath([p.parent for p in stream.photos])
@@ -364,7 +366,7 @@ def whole_lines(path:Path) -> int:
     if whole < len(content): os.truncate(path, whole)
     return content.count(b'\n', 0, whole)
 
-# %% ../nbs/05_data.ipynb #05-047
+# %% ../nbs/05_data.ipynb #05-049
 def synthesize(
     photos:list[Path],  # clean photos, as `clean_photos` returns them
     out:Path|str,  # folder of the data set; one that was begun with the same settings is continued
@@ -403,5 +405,5 @@ class PairFolder(torch.utils.data.Dataset):
         damaged, clean = (read_photo(self.folder/r[name]).image for name in ('file_name', 'clean_file_name'))
         return Pair(damaged, clean, parse_cot(r['cot']).diagnosis, r['photo'], r['seed'])
 
-# %% ../nbs/05_data.ipynb #05-052
+# %% ../nbs/05_data.ipynb #05-054
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

@@ -59,6 +59,7 @@ def use_scale(
     if table is not None and not {'severity', 'kinds'} <= set(table): raise ValueError("no severity table: it needs 'severity' and 'kinds'")
     _in_use['table'] = table
 
+# %% ../nbs/01_degrade.ipynb #01-012
 def interpolate(x:float, xs:list[float], ys:list[float]) -> float:
     "Piecewise-linear `y(x)` through the knots `(xs, ys)`, constant beyond the ends."
     if x <= xs[0]: return ys[0]
@@ -77,9 +78,10 @@ def along_ramp(
 def ramp_position(
     kind:str,  # a key of `DEGRADATIONS`
     severity:float,  # 0-100
+    table:dict|None=None,  # the one in use by default
 ) -> float:  # 0-1
     "Where on its ramp the scale places a severity."
-    table = severity_table()
+    table = table or severity_table()
     known = table['kinds'].get(kind)
     return severity / 100 if known is None else interpolate(severity, table['severity'], known)
 
@@ -104,12 +106,13 @@ def severity_of(
         else: high = middle
     return (low + high) / 2
 
-# %% ../nbs/01_degrade.ipynb #01-014
+# %% ../nbs/01_degrade.ipynb #01-015
 class Degradation:
     "Base class of all kinds: `severity -> sample -> parameters -> apply -> photo`."
     name: str = ''
     parameters: tuple[Parameter, ...] = ()
     ramp: dict[str, tuple[float, ...]] = {}  # strength parameters from absent to strongest, equally spaced
+    uses_depth: bool = False  # does `apply` look at depth?
 
     def draw(self,
         severity:float,  # 0-100
@@ -127,7 +130,7 @@ class Degradation:
         image:Tensor,  # (C, H, W) in [0, 1], C is 1 or 3
         params:dict,  # as `sample` returns them
         generator:torch.Generator,  # for streak positions, noise values and the like
-        depth:Tensor|None=None,  # (1, H, W) in [0, 1], 1 = far; only fog and rain look at it
+        depth:Tensor|None=None,  # (1, H, W) in [0, 1], 1 = far; None for kinds that do not use it
     ) -> Tensor:
         "The damaged photo, same shape, in [0, 1]."
         raise NotImplementedError(f'{type(self).__name__} does not say how it changes a photo: define apply()')
@@ -159,7 +162,7 @@ def pick(options:tuple, generator:torch.Generator):
     "One of `options`, each with equal chance."
     return options[torch.randint(len(options), (), generator=generator).item()]
 
-# %% ../nbs/01_degrade.ipynb #01-016
+# %% ../nbs/01_degrade.ipynb #01-017
 def smooth_field(
     height:int, width:int,  # size of the field in pixels
     generator:torch.Generator,
@@ -195,7 +198,7 @@ def pseudo_depth(
     depth = (depth - depth.min()) / (depth.max() - depth.min()).clamp_min(1e-3)
     return near + (1 - near) * depth ** math.exp(uniform(-.3, 1.1, generator))
 
-# %% ../nbs/01_degrade.ipynb #01-019
+# %% ../nbs/01_degrade.ipynb #01-020
 class Fog(Degradation):
     "Atmospheric scattering with a depth map and a coloured airlight."
     name = 'fog'
@@ -203,7 +206,7 @@ class Fog(Degradation):
         Parameter('extinction', 'per depth', 0, 4, 2, note='optical thickness at the farthest point'),
         Parameter('airlight', '', 0, 1, 2, note='brightness of the fog'),
         Parameter('warmth', '', -.15, .15, 2, note='airlight red times 1 + warmth, blue times 1 - warmth'))
-    ramp = dict(extinction=(0, 4))
+    ramp, uses_depth = dict(extinction=(0, 4)), True
 
     def draw(self, severity, generator):
         return strength(self.name, severity) | dict(
@@ -222,7 +225,7 @@ def airlight_colour(params:dict, channels:int=3) -> Tensor:
 
 register(Fog());
 
-# %% ../nbs/01_degrade.ipynb #01-026
+# %% ../nbs/01_degrade.ipynb #01-027
 def fast_size(n:int) -> int:
     "The smallest number >= `n` that has only the factors 2, 3 and 5, for which the FFT is fast."
     while True:
@@ -253,7 +256,7 @@ def convolve(
     out = torch.fft.irfft2(torch.fft.rfft2(padded, size) * torch.fft.rfft2(kernel, size), size)
     return out[..., 2*r:2*r+h, 2*r:2*r+w]
 
-# %% ../nbs/01_degrade.ipynb #01-029
+# %% ../nbs/01_degrade.ipynb #01-030
 def path_kernel(
     xs:Tensor, ys:Tensor,  # (n,) points of the path in pixels, relative to the kernel's centre
 ) -> Tensor:  # (k, k), sums to 1, centred on its centre of mass
@@ -280,7 +283,7 @@ def line_kernel(
     xs, ys = (heading.cos() * length / n).cumsum(0), (-heading.sin() * length / n).cumsum(0)
     return path_kernel(xs, ys)
 
-# %% ../nbs/01_degrade.ipynb #01-032
+# %% ../nbs/01_degrade.ipynb #01-033
 RAIN_LAYERS = ((.2, 1., .9), (.35, .6, .6), (.45, .35, .45))  # (share of streaks, scale of length, width in px)
 RAIN_BRIGHTNESS = .88  # grey value of a lit drop and of the veil
 
@@ -293,7 +296,7 @@ class Rain(Degradation):
         Parameter('angle', 'degrees from vertical', -45, 45, 0, note='positive leans to the right'),
         Parameter('intensity', '', 0, 1, 2, note='opacity of a streak'),
         Parameter('veil', '', 0, 1, 2, note='opacity of distant rain at the farthest point'))
-    ramp = dict(density=(0, 20), intensity=(.3, .9), veil=(0, .3))
+    ramp, uses_depth = dict(density=(0, 20), intensity=(.3, .9), veil=(0, .3)), True
 
     def draw(self, severity, generator):
         return strength(self.name, severity) | dict(
@@ -306,7 +309,7 @@ class Rain(Degradation):
         opacity = streaks(params, *image.shape[-2:], generator, depth) * params['intensity']
         return image * (1 - opacity) + RAIN_BRIGHTNESS * opacity
 
-# %% ../nbs/01_degrade.ipynb #01-034
+# %% ../nbs/01_degrade.ipynb #01-035
 def streaks(
     params:dict,  # density, length, angle
     height:int, width:int,  # of the photo, pixels
@@ -342,7 +345,7 @@ def gaussian_kernel(
 
 register(Rain());
 
-# %% ../nbs/01_degrade.ipynb #01-039
+# %% ../nbs/01_degrade.ipynb #01-040
 class Blur(Degradation):
     "Gaussian, defocus, linear and curved motion blur of equal kernel width `sigma`."
     name = 'blur'
@@ -385,7 +388,7 @@ def disk_kernel(
 
 register(Blur());
 
-# %% ../nbs/01_degrade.ipynb #01-047
+# %% ../nbs/01_degrade.ipynb #01-048
 def to_linear(x:Tensor) -> Tensor:
     "sRGB-encoded values to linear light (IEC 61966-2-1)."
     return torch.where(x <= .04045, x / 12.92, ((x + .055) / 1.055).clamp_min(0) ** 2.4)
@@ -416,7 +419,7 @@ class Noise(Degradation):
         if params['sigma'] <= 0: return image
         return noisy(image, params, generator).clamp(0, 1)
 
-# %% ../nbs/01_degrade.ipynb #01-048
+# %% ../nbs/01_degrade.ipynb #01-049
 def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
     "`image` with noise of `params['type']`, not clipped."
     sigma = params['sigma'] / 255
@@ -434,7 +437,7 @@ def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
 
 register(Noise());
 
-# %% ../nbs/01_degrade.ipynb #01-054
+# %% ../nbs/01_degrade.ipynb #01-055
 SNOW_LAYERS = ((.05, 1.), (.2, .5), (.75, .25))  # (share of flakes, scale of size and drift)
 SNOW_BRIGHTNESS = .96  # grey value of a flake
 
@@ -448,7 +451,7 @@ class Snow(Degradation):
         Parameter('angle', 'degrees from vertical', -60, 60, 0, note='positive leans to the right'),
         Parameter('opacity', '', 0, 1, 2, note='of a flake'),
         Parameter('veil', '', 0, 1, 2, note='opacity of distant snow at the farthest point'))
-    ramp = dict(density=(0, 16), opacity=(.5, 1), veil=(0, .4))
+    ramp, uses_depth = dict(density=(0, 16), opacity=(.5, 1), veil=(0, .4)), True
 
     def draw(self, severity, generator):
         return strength(self.name, severity) | dict(
@@ -475,7 +478,7 @@ def flakes(params:dict, height:int, width:int, generator:torch.Generator) -> Ten
 
 register(Snow(), before='blur');
 
-# %% ../nbs/01_degrade.ipynb #01-057
+# %% ../nbs/01_degrade.ipynb #01-058
 class LowLight(Degradation):
     "Too little exposure: fewer photons, so a darker and relatively noisier picture."
     name = 'low-light'
@@ -498,7 +501,7 @@ class LowLight(Degradation):
 
 register(LowLight(), before='noise');
 
-# %% ../nbs/01_degrade.ipynb #01-061
+# %% ../nbs/01_degrade.ipynb #01-062
 JPEG_TABLES = (  # ITU-T T.81, Annex K, as libjpeg and Pillow order them: brightness, colour
     (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
      18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
@@ -534,7 +537,7 @@ class JPEG(Degradation):
 
 register(JPEG());
 
-# %% ../nbs/01_degrade.ipynb #01-070
+# %% ../nbs/01_degrade.ipynb #01-071
 KINDS = ('fog', 'rain', 'blur', 'noise')  # the paper's four, in physical order: what the shipped weights know
 
 @dataclass(frozen=True)
@@ -552,6 +555,7 @@ class Degraded:
     seed: int  # seed of all random draws
     regions: dict[str, Region] = field(default_factory=dict)  # kind -> where it is; kinds that are missing are everywhere
 
+# %% ../nbs/01_degrade.ipynb #01-072
 def kind_generator(kind:str, seed:int) -> torch.Generator:
     "A generator of its own for each kind, so that changing the noise does not move the rain."
     return seeded(seed * 1009 + sum(kind.encode()))
@@ -580,7 +584,7 @@ def degrade(
     check_severities(severities)
     check_regions(regions or {}, severities, image.shape[-2:])
     severities = {k: severities[k] for k in DEGRADATIONS if severities.get(k, 0) > 0}
-    if depth is None and {'fog', 'rain', 'snow'} & set(severities): depth = pseudo_depth(image, kind_generator('depth', seed))
+    if depth is None and any(DEGRADATIONS[k].uses_depth for k in severities): depth = pseudo_depth(image, kind_generator('depth', seed))
     drawn, regions = {}, {k: regions[k] for k in severities if k in (regions or {})}
     for kind, severity in severities.items():
         generator = kind_generator(kind, seed)
@@ -589,7 +593,7 @@ def degrade(
         image = torch.lerp(image, damaged, regions[kind].mask) if kind in regions else damaged
     return Degraded(image, severities, drawn, seed, regions)
 
-# %% ../nbs/01_degrade.ipynb #01-079
+# %% ../nbs/01_degrade.ipynb #01-081
 PLACES = (('upper left', 'top', 'upper right'), ('left', 'centre', 'right'), ('lower left', 'bottom', 'lower right'))
 
 def region_name(
@@ -612,6 +616,7 @@ def soft_step(x:Tensor, width:float=.04) -> Tensor:
     t = (x / (2 * width) + .5).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
+# %% ../nbs/01_degrade.ipynb #01-082
 def random_region(
     height:int, width:int,  # of the photo, pixels
     generator:torch.Generator,

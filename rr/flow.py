@@ -96,6 +96,7 @@ def with_predictions(
     found = dict(zip(chosen, diagnose([pairs[i].degraded for i in chosen]))) if chosen else {}
     return [replace(p, diagnosis=found.get(i, p.diagnosis)) for i, p in enumerate(pairs)]
 
+# %% ../nbs/10_flow.ipynb #10-010
 def cut_patches(
     pair:Pair,
     size:int, n:int,  # side and number of the patches
@@ -122,7 +123,7 @@ def make_batch(
     text, mask = (None, None) if embed is None else (x.repeat_interleave(n, 0) for x in embed(diagnoses))
     return Batch(torch.cat([d for d, _ in patches]), torch.cat([c for _, c in patches]), numbers, text, mask)
 
-# %% ../nbs/10_flow.ipynb #10-015
+# %% ../nbs/10_flow.ipynb #10-016
 class WeightAverage:
     "Exponential moving average of a network's weights."
     def __init__(self, net, decay:float=.999):
@@ -138,7 +139,7 @@ class WeightAverage:
             if v.is_floating_point(): self.weights[k].lerp_(v, 1 - decay)
             else: self.weights[k].copy_(v)
 
-# %% ../nbs/10_flow.ipynb #10-017
+# %% ../nbs/10_flow.ipynb #10-018
 @dataclass
 class FlowTraining:
     "Settings of a training run."
@@ -157,7 +158,7 @@ def learning_rate(settings:FlowTraining, elapsed:float) -> float:
     "Warm-up, then a cosine to zero; `elapsed` in minutes."
     return settings.learning_rate * schedule(elapsed / settings.minutes, settings.warmup)
 
-# %% ../nbs/10_flow.ipynb #10-019
+# %% ../nbs/10_flow.ipynb #10-020
 class FlowTrainer:
     "Trains a nano restorer on a stream of pairs; resumes from `folder` when there is a checkpoint."
     def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str, settings:FlowTraining=FlowTraining(),
@@ -229,7 +230,7 @@ class FlowTrainer:
         spend_budget(self)
         return self.averaged_net()
 
-# %% ../nbs/10_flow.ipynb #10-021
+# %% ../nbs/10_flow.ipynb #10-022
 @torch.no_grad()
 def one_step(
     net:NanoRestorerNet,
@@ -272,7 +273,7 @@ def validation_pairs(
     streams = [PairStream(clean_photos(folder), size, r, seed) for r in recipes]
     return [streams[i % len(streams)][i] for i in range(n)]
 
-# %% ../nbs/10_flow.ipynb #10-028
+# %% ../nbs/10_flow.ipynb #10-029
 def main(args:list[str]|None=None):
     "Command line: train a nano restorer on a folder of clean photos."
     p = argparse.ArgumentParser(prog='python -m rr.flow', description='Train the nano restorer by flow matching.')

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .core import to_tensor
-from .degrade import DEGRADATIONS, along_ramp, degrade, kind_generator, pseudo_depth, severity_table
+from .degrade import DEGRADATIONS, along_ramp, degrade, kind_generator, pseudo_depth, ramp_position, severity_table
 
 # %% ../nbs/02_severity.ipynb #02-006
 def center_crop(
@@ -198,8 +198,8 @@ def plot_curves(
     return figure
 
 # %% ../nbs/02_severity.ipynb #02-041
-def _loss(values, metric):
-    return -values if METRICS[metric].higher_is_better else values
+def _loss(values, metric): # 0 for the clean photo, but for PSNR
+    return 1 - values if METRICS[metric].higher_is_better else values
 
 def _ranks(x): return np.argsort(np.argsort(x, axis=-1), axis=-1).astype(float)
 
@@ -277,8 +277,8 @@ def ramp_losses(
     seed:int=0, # Photo number i is damaged with seed + i
     size:int=256, # Photos are cropped to this size in the middle
     progress:bool=False,
-)->dict: # kind -> array (photos, metrics, stations); 0 for the clean photo
-    "What every kind costs along its ramp, as a loss: 1 - value for metrics that are 1 at best."
+)->dict: # kind -> array (photos, metrics, stations); 0 for the clean photo, but for PSNR
+    "What every kind costs along its ramp, as a loss: 1 - value for metrics of which more is better."
     from tqdm.auto import tqdm
     kinds, losses = list(kinds or DEGRADATIONS), {}
     with tqdm(total=len(kinds) * len(photos), disable=not progress, leave=False) as bar:
@@ -288,7 +288,7 @@ def ramp_losses(
                 clean = center_crop(photo, size)
                 damaged = damage_along_ramp(clean, kind, stations, seed + i)
                 values = [quality(damaged, clean.expand_as(damaged), m).numpy() for m in metrics]
-                rows.append([1 - v if METRICS[m].higher_is_better else v for m, v in zip(metrics, values)])
+                rows.append([_loss(v, m) for m, v in zip(metrics, values)])
                 bar.update()
             losses[kind] = np.array(rows)
     return losses
@@ -385,11 +385,12 @@ def residual(
     table = table or severity_table()
     fuse, kinds = FusedLoss.from_table(table), list(kinds or table['kinds'])
     every = (*fuse.metrics, *metrics)
-    stations = {k: [float(np.interp(s, table['severity'], table['kinds'][k])) for s in severities] for k in kinds}
+    stations = {k: [ramp_position(k, s, table) for s in severities] for k in kinds}
     losses = {k: ramp_losses(photos, [k], every, stations[k], seed, size, progress)[k] for k in kinds}
     return Residual(list(severities), every, losses, {k: fuse(v[:, :len(fuse.metrics)]) for k, v in losses.items()},
                     table['top'], fuse.pools)
 
+# %% ../nbs/02_severity.ipynb #02-066
 @dataclass
 class Residual:
     "Losses at equal severity, and what can be asked of them."
@@ -424,7 +425,7 @@ class Residual:
         return Table([dict(kind=k) | {m: rises(row) for m, row in zip(self.metrics, v.mean(0))} for k, v in self.losses.items()],
                      'Does the mean of each metric get worse at every step?')
 
-# %% ../nbs/02_severity.ipynb #02-070
+# %% ../nbs/02_severity.ipynb #02-071
 def place_kind(
     kind:str, # A registered kind
     photos:Sequence[torch.Tensor], # (3, H, W) each, both sides at least 161 pixels
@@ -439,7 +440,7 @@ def place_kind(
     positions = [float(np.interp(table['top'] * s / 100, curve, [0, *stations])) for s in table['severity']]
     return table | dict(kinds=table['kinds'] | {kind: strictly_rising(positions)})
 
-# %% ../nbs/02_severity.ipynb #02-074
+# %% ../nbs/02_severity.ipynb #02-075
 def interaction(
     photos:Sequence[torch.Tensor], # (3, H, W) each
     first:str, second:str, # Kinds
@@ -453,8 +454,7 @@ def interaction(
     for i, photo in enumerate(photos):
         clean = center_crop(photo, size)
         made = torch.stack([degrade(clean, {first: a, second: b}, seed + i).image for a in severities for b in severities])
-        values = quality(made, clean.expand_as(made), metric).numpy().reshape(total.shape)
-        total += 1 - values if METRICS[metric].higher_is_better else values
+        total += _loss(quality(made, clean.expand_as(made), metric).numpy().reshape(total.shape), metric)
     return total / len(photos)
 
 def plot_interaction(

@@ -113,3 +113,14 @@ def test_bad_regions_are_refused():
     with pytest.raises(ValueError, match='not applied'): degrade(image, dict(fog=9), regions=dict(noise=Region('x', torch.ones(1, 16, 16))))
     with pytest.raises(ValueError, match='expected'): degrade(image, dict(fog=9), regions=dict(fog=Region('x', torch.ones(16, 16))))
     assert region_name(torch.ones(1, 8, 8)) == 'whole photo'
+
+def test_a_kind_that_uses_depth_gets_one():
+    class Dusk(Degradation):
+        name, parameters, ramp, uses_depth = 'dusk', (Parameter('loss'),), dict(loss=(0., 1.)), True
+        def apply(self, image, params, generator, depth=None): return image * (1 - params['loss'] * depth)
+    image = torch.rand(3, 24, 32, generator=seeded(0))
+    try:
+        register(Dusk(), before='blur')
+        alone, given = degrade(image, dict(dusk=50), 3).image, degrade(image, dict(dusk=50), 3, depth=torch.ones(1, 24, 32)).image
+        assert torch.allclose(given, image / 2) and (alone >= given - 1e-6).all() and not torch.allclose(alone, given)
+    finally: del DEGRADATIONS['dusk']
