@@ -100,11 +100,13 @@ def _synthesize_options(parser):
     parser.add_argument('--captions', metavar='FILE', help='JSON lines that describe the photos')
 
 def _calibrate_options(parser):
-    parser.add_argument('folder', metavar='CLEAN_DIR')
+    parser.add_argument('folders', nargs='+', metavar='CLEAN_DIR', help='folders of clean photos; each gives as many')
     parser.add_argument('--out', metavar='FILE', help='table to write; without it the scale in use is checked')
     parser.add_argument('--overwrite', action='store_true', help='replace FILE if it is there')
-    parser.add_argument('--n', type=at_least(1), default=36, help='photos, drawn from those that are large enough (default 36)')
+    parser.add_argument('--n', type=at_least(1), default=28, help='photos from each folder, drawn from those that are large enough (default 28)')
+    parser.add_argument('--skip', type=at_least(0), default=0, help='photos of each folder to pass over first: those of a calibration, when it is checked')
     parser.add_argument('--exclude', nargs='+', default=(), metavar='FILE', help='photos, or tab-separated tables of photos, to leave out')
+    parser.add_argument('--note', default='', help='what the photos are; kept in the table')
     parser.add_argument('--seed', type=at_least(0), default=0, help='of every random draw (default 0)')
 
 def _evaluate_options(parser):
@@ -284,26 +286,36 @@ def run_synthesize(args) -> int:
     return 0
 
 # %% ../nbs/16_cli.ipynb #16-029
-def run_calibrate(args) -> int:
-    "Measure a severity scale on a folder of clean photos, or check the one in use on them."
+def _drawn_photos(folder, args) -> list:
+    "The photos of a folder that `rr calibrate` looks at: random ones, 192 pixels or more on their short side."
     from itertools import islice
     import numpy as np
-    from rr.core import PhotoError, atomic_path, read_photo
+    from rr.core import PhotoError, read_photo
     from rr.data import clean_photos, read_exclusions
-    from rr.severity import calibrate, ramp_losses, residual
-    try: found = clean_photos(args.folder, read_exclusions(*args.exclude))
-    except OSError as error: raise Unusable(str(error)) from error
+    try:
+        found = clean_photos(folder, read_exclusions(*args.exclude))
+        photos = (read_photo(found[i]).image for i in np.random.default_rng(args.seed).permutation(len(found)))
+        images = list(islice((x for x in photos if min(x.shape[-2:]) >= 192), args.skip, args.skip + args.n))
+    except (OSError, PhotoError) as error: raise Unusable(str(error)) from error
+    if not images: raise Unusable(f'{folder}: no photo{" is left that" if args.skip else ""} has 192 pixels on its short side')
+    return images
+
+def run_calibrate(args) -> int:
+    "Measure a severity scale on folders of clean photos, or check the one in use on them."
+    from rr.core import atomic_path
+    from rr.severity import calibrate, joined, ramp_losses, residual
     if args.out and Path(args.out).exists() and not args.overwrite: raise Unusable(f'{args.out} exists; not overwritten (--overwrite)')
-    photos = (read_photo(found[i]).image for i in np.random.default_rng(args.seed).permutation(len(found)))
-    try: images = list(islice((x for x in photos if min(x.shape[-2:]) >= 192), args.n))
-    except PhotoError as error: raise Unusable(str(error)) from error
-    if not images: raise Unusable(f'{args.folder}: no photo has 192 pixels on its short side')
+    photos = {Path(folder).resolve().name: _drawn_photos(folder, args) for folder in args.folders}
+    options = dict(seed=args.seed + args.skip, progress=sys.stderr.isatty())
     if not args.out:
-        checked = residual(images, seed=args.seed, metrics=('vsi', 'psnr'), progress=sys.stderr.isatty())
-        print(checked.gap(), checked.spread(), checked.monotone(), sep='\n\n')
+        checked = [residual(images, metrics=('vsi', 'psnr'), **options) for images in photos.values()]
+        for name, part in zip(photos, checked if len(checked) > 1 else ()): print(f'## {name}\n\n{part.gap()}\n')
+        together = sum(checked[1:], checked[0])
+        print(together.gap(), together.spread(), together.monotone(), sep='\n\n')
         return 0
-    note = f'rr calibrate CLEAN_DIR --n {args.n} --seed {args.seed}: {len(images)} of {len(found)} photos, 256 x 256 pixels from the middle of each'
-    table = calibrate(ramp_losses(images, seed=args.seed, progress=sys.stderr.isatty()), note)
+    note = f'rr calibrate {" ".join(photos)} --n {args.n} --seed {args.seed}: {sum(map(len, photos.values()))} photos, 256 x 256 pixels from the middle of each'
+    losses = joined([ramp_losses(images, **options) for images in photos.values()])
+    table = calibrate(losses, f'{note}; {args.note}' if args.note else note)
     try:
         with atomic_path(args.out, args.overwrite) as path: path.write_text(json.dumps(table) + '\n')
     except OSError as error: raise Unusable(f'{args.out} cannot be written: {error.strerror}') from error

@@ -6,8 +6,8 @@
 __all__ = ['DEPTH_ENDING', 'NOT_CLEAN', 'TRAINING', 'EVALUATION', 'SEVEN', 'RECIPES', 'THREE_KINDS', 'clean_photos',
            'read_exclusions', 'read_depth', 'from_inverse_depth', 'depth_model', 'depth_statistics', 'load_captions',
            'scene_from_row', 'Recipe', 'Pair', 'make_pair', 'PairStream', 'random_window', 'crop_resize', 'PairCounter',
-           'synthesis_speed', 'compare_depth', 'main', 'evaluation_pairs', 'parameter_table', 'pair_record',
-           'PairWriter', 'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
+           'synthesis_speed', 'compare_depth', 'compare_fog', 'main', 'evaluation_pairs', 'parameter_table',
+           'pair_record', 'PairWriter', 'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
 
 # %% ../nbs/05_data.ipynb #05-002
 import argparse, csv, hashlib, json, os, time
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import PHOTO_SUFFIXES, atomic_path, read_photo, seeded, to_pil, write_photo
+from .core import PHOTO_SUFFIXES, atomic_path, psnr, read_photo, seeded, to_pil, write_photo
 from .degrade import DEGRADATIONS, KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth, random_region, severity_table
 from .diagnosis import Diagnosis, Scene, parse_cot
 
@@ -268,6 +268,21 @@ def compare_depth(
     return lines + [f'| {title} | {" | ".join(f"{mean(rows, name):.2f}" for name in rows[0])} |'
                     for title, rows in (('measured', measured), ('made up', made_up))]
 
+def compare_fog(
+    photos:list[Path],  # those without a depth map are passed over
+    severities:tuple[int, ...]=(20, 50, 80),
+) -> list[str]:  # lines of a Markdown table
+    "How far fog with made-up or flat depth is from the fog that the measured depth gives: mean PSNR, dB."
+    found = [(read_photo(p).image, read_depth(p)) for p in photos if read_depth(p) is not None]
+    lines = ['| fog | measured to clean | made up to clean | made up to measured | flat to measured |', '|---|---|---|---|---|']
+    for s in severities:
+        rows = []
+        for i, (clean, depth) in enumerate(found):
+            true, made_up, flat = (degrade(clean, {'fog': s}, seed=i, depth=d).image for d in (depth, None, depth.mean().expand_as(depth)))
+            rows.append([float(psnr(a, b)) for a, b in ((true, clean), (made_up, clean), (made_up, true), (flat, true))])
+        lines.append(f'| severity {s} | ' + ' | '.join(f'{sum(c) / len(c):.1f}' for c in zip(*rows)) + ' |')
+    return lines
+
 # %% ../nbs/05_data.ipynb #05-041
 def main(args:list[str]|None=None):
     "Command line: print how fast pairs are made."
@@ -277,7 +292,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--limit', type=int, default=64, help='photos to make them from')
     p.add_argument('--depth', action='store_true', help='instead compare the depth maps beside the photos with made-up depth')
     a = p.parse_args(args)
-    if a.depth: return print(*compare_depth(clean_photos(a.photos)), sep='\n')
+    if a.depth: return print(*compare_depth(clean_photos(a.photos)), '', *compare_fog(clean_photos(a.photos)), sep='\n')
     photos = clean_photos(a.photos)[:a.limit]
     speed = {workers: synthesis_speed(photos, workers, seconds=a.seconds) for workers in (1, 2)}
     for workers, rate in speed.items(): print(f'{workers} worker{"s" * (workers > 1)}: {rate:6.1f} pairs of 256 x 256 a second, three kinds each')

@@ -175,14 +175,18 @@ def smooth_field(
 def colour_steps(
     image:Tensor,  # (C, H, W)
     generator:torch.Generator,
+    votes:int=13,  # side of the neighbourhood that decides together, in cells of a grid of at most 96 x 96
 ) -> Tensor:  # (1, H, W) in [0, 1]
-    "A few levels at random heights that follow the photo's own colours, so that depth steps where the photo has edges."
+    "A few levels at random heights in areas that follow the photo's own colours, so that depth steps where the photo has edges."
     c, h, w = image.shape
     tone = F.adaptive_avg_pool2d((image * torch.randn(c, 1, 1, generator=generator)).sum(0, keepdim=True), (min(h, 96), min(w, 96)))
-    tone = F.avg_pool2d(F.pad(tone[None], (2, 2, 2, 2), mode='replicate'), 5, 1)[0]
-    rank = tone.flatten().argsort().argsort().view(tone.shape) / tone.numel()
     levels = int(uniform(3, 7, generator))
-    heights = torch.rand(levels, generator=generator)[(rank * levels).long()]
+    rank = tone.flatten().argsort().argsort().view(tone.shape) / tone.numel()
+    level = (rank * levels).long()
+    for _ in range(2):  # by majority: an area is larger than the texture in it
+        ballots = F.pad(F.one_hot(level, levels).movedim(-1, 1).float(), [votes // 2] * 4, mode='replicate')
+        level = F.avg_pool2d(F.avg_pool2d(ballots, (votes, 1), 1, divisor_override=1), (1, votes), 1, divisor_override=1).argmax(1)
+    heights = torch.rand(levels, generator=generator)[level]
     return F.interpolate(heights[None], (h, w), mode='bilinear', align_corners=False)[0]
 
 def pseudo_depth(

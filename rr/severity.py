@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['METRICS', 'CHUNK', 'FUSED', 'STATIONS', 'POOL', 'KNOTS', 'REACH', 'center_crop', 'Table', 'Metric', 'quality',
            'severity_curve', 'SeverityCurve', 'plot_curves', 'monotonicity', 'unevenness', 'equivalent_severity',
-           'damage_along_ramp', 'ramp_losses', 'FusedLoss', 'rising', 'ramp_curve', 'calibrate', 'strictly_rising',
-           'residual', 'Residual', 'place_kind', 'interaction', 'plot_interaction']
+           'damage_along_ramp', 'ramp_losses', 'joined', 'FusedLoss', 'rising', 'ramp_curve', 'calibrate',
+           'strictly_rising', 'residual', 'Residual', 'place_kind', 'interaction', 'plot_interaction']
 
 # %% ../nbs/02_severity.ipynb #02-002
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from html import escape
 
@@ -294,6 +294,10 @@ def ramp_losses(
     return losses
 
 # %% ../nbs/02_severity.ipynb #02-058
+def joined(parts:Sequence[dict])->dict: # kind -> array of all photos
+    "Losses by kind of several groups of photos, one after the other."
+    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+
 POOL = np.linspace(0, 1, 41)[1:] # positions of the reference losses
 
 @dataclass
@@ -329,7 +333,7 @@ class FusedLoss:
 
 # %% ../nbs/02_severity.ipynb #02-060
 KNOTS = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100) # severities in the table
-REACH = .94 # share of the top of the scale that the weakest kind must reach
+REACH = .99 # share of the top of the scale that the weakest kind must reach
 
 def rising(
     y:np.ndarray, # (n,)
@@ -401,14 +405,19 @@ class Residual:
     top:float # Fused loss of severity 100
     pools:list=field(repr=False) # Reference losses of the table's metrics
 
+    def __add__(self, other:'Residual')->'Residual': # of more photos, under the same table
+        return replace(self, losses=joined([self.losses, other.losses]), fused=joined([self.fused, other.fused]))
+
     def gap(self)->Table:
-        "At each severity, the mildest and the hardest kind and how far they are apart, as a share of the scale's range."
-        out = Table(caption=f'Fused loss at equal severity, {len(next(iter(self.fused.values())))} photos')
+        "At each severity, the mildest and the hardest kind, how far they are apart as a share of the scale's range, and the standard error of that."
+        n = len(next(iter(self.fused.values())))
+        out = Table(caption=f'Fused loss at equal severity, {n} photos')
         for j, s in enumerate(self.severities):
-            mean = {k: v[:, j].mean() / self.top for k, v in self.fused.items()}
+            loss = {k: v[:, j] / self.top for k, v in self.fused.items()}
+            mean = {k: float(v.mean()) for k, v in loss.items()}
             low, high = min(mean, key=mean.get), max(mean, key=mean.get)
-            out.append(dict(severity=s, wanted=s / 100, mildest=low, loss=float(mean[low]), hardest=high, its_loss=float(mean[high]),
-                            gap=float(mean[high] - mean[low])))
+            out.append(dict(severity=s, mildest=low, loss=mean[low], hardest=high, its_loss=mean[high], gap=mean[high] - mean[low],
+                            error=float((loss[high] - loss[low]).std() / n ** .5)))
         return out
 
     def spread(self)->Table:

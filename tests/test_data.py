@@ -44,6 +44,19 @@ def test_depth_maps_are_found_and_are_not_photos(folder):
     assert d.shape == (1, 260, 300) and d.max() == 1 and d[0, 0, 0] == pytest.approx(1000 / 60000, abs=1e-3)
     assert read_depth(folder/'sub'/'1.png') is None
 
+def test_fog_by_measured_depth_is_compared_with_fog_by_other_depth(folder, capsys):
+    from rr.data import compare_fog, main
+    from rr.degrade import pseudo_depth
+    from rr.core import write_photo
+    with pytest.raises(FileNotFoundError, match='depth map'): main([str(folder), '--depth'])
+    clean = read_photo(folder/'sub'/'0.png').image
+    write_photo(folder/'sub'/'0_depth.png', pseudo_depth(clean, seeded(3)).expand(3, -1, -1))
+    main([str(folder), '--depth'])
+    assert '| measured |' in (printed := capsys.readouterr().out) and '| severity 80 |' in printed
+    row = lambda s: [float(x) for x in compare_fog(clean_photos(folder), (s,))[-1].split('|')[2:-1]]
+    mild, strong = row(20), row(80)
+    assert all(a > b for a, b in zip(mild, strong)) and strong[2] > strong[0]  # wrong depth is wrong, but not as wrong as fog
+
 def test_evaluation_pairs_are_the_same_for_everyone(folder):
     a, b = list(evaluation_pairs(folder, seed=0)), list(evaluation_pairs(folder, seed=0))
     assert [p.name for p in a] == ['sub/0.png', 'sub/1.png', 'sub/2.png']

@@ -194,7 +194,7 @@ def test_a_new_kind_comes_onto_the_scale(photo):
         use_scale(table)
         assert ramp_position('dim', 50) != .5 and severity_of('dim', 'loss', strength('dim', 40)['loss']) == pytest.approx(40)
         left = residual([photo], ['dim', 'fog'], (20, 50, 80), seed=0)
-        assert all(abs(row['loss'] - row['wanted']) < .25 for row in left.gap())
+        assert all(abs(row['loss'] - row['severity'] / 100) < .25 for row in left.gap())
     finally:
         use_scale(None)
         del DEGRADATIONS['dim']
@@ -215,3 +215,12 @@ def test_every_metric_gets_worse_along_every_ramp(photo):
     for kind, loss in ramp_losses([photo], metrics=('gmsd', 'nlpd'), stations=(.1, .4, .7, .95)).items():
         assert (np.diff(loss[0]) > 0).all(), kind
         assert set(along_ramp(kind, .5)) == set(DEGRADATIONS[kind].ramp)
+
+def test_residuals_of_two_groups_are_one_of_all_photos():
+    photos = [center_crop(to_tensor(bundled_photos()[n]), 192) for n in ('coffee', 'lake')]
+    few = dict(kinds=('noise', 'jpeg'), severities=(30, 70))
+    apart, together = [residual([p], seed=1000 + i, **few) for i, p in enumerate(photos)], residual(photos, **few)
+    row, same = (apart[0] + apart[1]).gap()[1], together.gap()[1]
+    assert row == same and row['severity'] == 70 and row['gap'] == pytest.approx(row['its_loss'] - row['loss'])
+    differences = (together.fused[row['hardest']] - together.fused[row['mildest']])[:, 1] / together.top
+    assert row['error'] == pytest.approx(differences.std() / 2 ** .5)
