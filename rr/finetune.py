@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised', 'see', 'TowerTraining', 'TowerTrainer',
            'spend_budget', 'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html',
-           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'two_sizes', 'run_trainer',
-           'train_words', 'main']
+           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'short_side', 'two_sizes',
+           'run_trainer', 'train_words', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, json, math, time
@@ -19,7 +19,7 @@ from .core import atomic_path, autocast, seeded
 from .data import TRAINING, Pair, PairStream, Recipe, clean_photos, load_captions, read_exclusions
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
-from .nano import NanoTower, build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config
+from .nano import Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config
 from .nano import nano_views, save_nano_reasoner, train_tokenizer
 from .reasoner import SHORT_PROMPT, Prompt, chat
 
@@ -107,11 +107,22 @@ class TowerTrainer:
         for name in ('tower', 'head', 'optimizer'): getattr(self, name).load_state_dict(state[name])
         self.step, self.elapsed = state['step'], state['elapsed']
 
+    def start_from(self, path:Path):
+        "Take the weights of another run, but not its schedule; what they lack stays as it is."
+        state = torch.load(path, weights_only=True)
+        for name in ('tower', 'head'): getattr(self, name).load_state_dict(state[name], strict=False)
+
     def batch(self, step:int) -> tuple[list, Tensor]:
         "Views and target numbers of batch number `step`."
         n, stream = self.settings.batch, self.streams[step % len(self.streams)]
         pairs = [stream[step * n + i] for i in range(n)]
         return [nano_views(p.degraded) for p in pairs], diagnosis_vectors([p.diagnosis for p in pairs])
+
+    def standardise(self, batches:int=8):
+        "Give the tower the mean and spread of its statistics over a few batches."
+        views = [v for i in range(batches) for v in self.batch(i)[0]]
+        groups = [torch.stack([v[0] for v in views]), torch.stack([w for v in views for w in v[1:]])]
+        self.tower.gist.standardise(torch.cat([Gist.statistics(x, block_spectra(x)) for x in map(normalised, groups)]))
 
     def train_step(self) -> float:
         "One update; returns the loss."
@@ -144,6 +155,7 @@ class TowerTrainer:
 
     def fit(self) -> NanoTower:
         "Train until the budget of minutes is used up."
+        if not self.tower.gist.mean.any(): self.standardise()
         self.tower.train().to(memory_format=torch.channels_last)
         spend_budget(self)
         return self.tower.eval()
@@ -298,17 +310,19 @@ def reasoner_trainer(
     return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
 
 def freeze_tower(model):
-    "Freeze what a nano reasoner's tower sees (convolutions and spectra); its projections go on learning."
-    model.model.visual.body.requires_grad_(False)
-    model.model.visual.spectrum.requires_grad_(False)
+    "Freeze what a nano reasoner's tower sees (convolutions, spectra, statistics); its projections go on learning."
+    tower = model.model.visual
+    for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(False)
     return model
 
 # %% ../nbs/08_finetune.ipynb #08-037
+def short_side(path:Path) -> int:  # pixels
+    "The smaller of a photo's sides, read from the file's header."
+    from PIL import Image
+    with Image.open(path) as im: return min(im.size)
+
 def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0, large:int=320) -> list[PairStream]:
     "Streams of 224-pixel pairs from all photos and of larger pairs, with more choice of windows, from the photos that are large enough."
-    from PIL import Image
-    def short_side(path):
-        with Image.open(path) as im: return min(im.size)
     big = [p for p in photos if short_side(p) >= large]
     small = PairStream(photos, 224, recipe, seed, scenes)
     return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
@@ -359,7 +373,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--held-out', type=Path, help='folder of photos to report errors on')
-    p.add_argument('--start', type=Path, help='words: go on from these weights')
+    p.add_argument('--start', type=Path, help='go on from these weights: a tower.pt for the tower, a folder for the words')
     p.add_argument('--opening-share', type=float, default=0., help='words: share of the batches that end after stage 3')
     p.add_argument('--threads', type=int)
     p.add_argument('--seed', type=int, default=0)
@@ -375,6 +389,8 @@ def main(args:list[str]|None=None):
                            a.batch, a.learning_rate, a.start, a.opening_share)
     held_out = [PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)] if a.held_out else None
     settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed)
-    TowerTrainer(NanoTower(256), streams, a.out, settings, held_out).fit()
+    trainer = TowerTrainer(NanoTower(256), streams, a.out, settings, held_out)
+    if a.start and not trainer.step: trainer.start_from(a.start)
+    trainer.fit()
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

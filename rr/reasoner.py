@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'ReasonerError', 'Prompt',
            'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos', 'model_inputs', 'evaluating',
-           'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening', 'closing', 'Guide',
-           'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'severity_distribution', 'run', 'Reply',
-           'read_reply', 'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization', 'one_line',
-           'check_folder', 'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'load_nano',
-           'load_reasoner', 'Reasoner']
+           'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening', 'closing',
+           'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors',
+           'tree_distribution', 'expected', 'severity_distribution', 'run', 'Reply', 'read_reply', 'to_replies',
+           'memory_needed', 'free_memory', 'check_memory', 'quantization', 'one_line', 'check_folder', 'hub_reachable',
+           'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'load_nano', 'load_reasoner', 'Reasoner']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
-import json, time, warnings
+import json, math, re, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -226,18 +226,79 @@ def closing(
     return node, tuple(r for r in parsed.repairs if 'JSON' not in r)
 
 # %% ../nbs/07_reasoner.ipynb #07-045
+def quantile_digit(
+    probabilities:Tensor,  # (10,) of the next digit; need not sum to 1
+    rank:float,  # the quantile that is wanted, 0 to 1
+) -> tuple[int, float]:  # the digit, the quantile among the numbers that go on with it
+    "One step to a quantile of a number that is written from its first digit to its last."
+    upper = probabilities.double().cumsum(0) / probabilities.double().sum()
+    digit = min(int((upper <= rank).sum()), 9)
+    lower = float(upper[digit - 1]) if digit else 0.
+    return digit, min(max((rank - lower) / max(float(upper[digit]) - lower, 1e-9), 0.), 1.)
+
+def decimal_follows(
+    text:str,  # a reply so far
+) -> bool:
+    "Does the text end where a parameter with one digit before the point and a known number of decimals begins?"
+    line = text.rpartition('\n')[2]
+    words = re.split('[:;] ', line)[-1].replace('-', ' ').split()
+    if not line.startswith('3.') or len(words) < 2 or words[0] not in DEGRADATIONS: return False
+    return any(p.decimals and p.high < 10 for p in DEGRADATIONS[words[0]].parameters if p.name == words[-1])
+
+# %% ../nbs/07_reasoner.ipynb #07-049
+def sign_twins(tokenizer) -> dict[int, int]:
+    "For each token that may stand before a number, the one that differs only in a minus sign at its end."
+    vocabulary = tokenizer.get_vocab()
+    pairs = [(i, vocabulary[t[:-1]]) for t, i in vocabulary.items() if t.endswith('-') and t[:-1] in vocabulary]
+    return {a: b for a, b in pairs} | {b: a for a, b in pairs}
+
+class MedianDigits:
+    "Picks the digits of numbers of known width so that the median is written, row by row of a batch."
+    def __init__(self, tokenizer, digits:list[int], rows:int):
+        self.tokenizer, self.digits, self.twins = tokenizer, digits, sign_twins(tokenizer)
+        self.points = set(tokenizer.encode('.', add_special_tokens=False))
+        self.ranks, self.before = [None] * rows, None  # None: outside a number, or in one that stays greedy
+
+    def start(self, row:int, last:int) -> float:
+        "The quantile to look for in a number that follows the token `last`."
+        if self.before is None or last not in self.twins: return .5
+        mine, other = self.before[row, [last, self.twins[last]]].tolist()
+        return max(0., 1 - .5 * (1 + math.exp(other - mine)))
+
+    def pick(self,
+        row:int,
+        scores:Tensor,  # (V,) of the next token
+        ids:Tensor,  # (n,) the reply so far
+        severity:bool,  # does a severity begin here?
+    ) -> int|None:  # the digit to write; None: leave it to the scores
+        best, last = int(scores.argmax()), int(ids[-1]) if len(ids) else -1
+        if best not in self.digits:
+            if best not in self.points: self.ranks[row] = None
+            return None
+        if severity: self.ranks[row] = .5
+        elif last not in self.digits and last not in self.points:
+            self.ranks[row] = self.start(row, last) if decimal_follows(self.tokenizer.decode(ids)) else None
+        if self.ranks[row] is None: return None
+        digit, self.ranks[row] = quantile_digit(scores[self.digits].float().softmax(0), self.ranks[row])
+        return self.digits[digit]
+
+# %% ../nbs/07_reasoner.ipynb #07-051
 class Guide:
-    "A logits processor: keeps beginning and end legal, notes probabilities and the columns of the severities."
+    "A logits processor: keeps beginning and end legal, writes medians, notes probabilities and the columns of the severities."
     def __init__(
         self,
         opening:Opening|None,  # None: free text from the first token to the last
         tokenizer,
+        median:bool = True,  # write numbers at their median; False: greedily
     ):
-        self.opening, self.tokenizer, self.nodes, self.probabilities = opening, tokenizer, None, []
+        self.opening, self.tokenizer, self.median, self.nodes, self.probabilities = opening, tokenizer, median, None, []
 
     def __call__(self, ids:Tensor, scores:Tensor) -> Tensor:  # ids (B,L), scores (B,V)
         masked = scores
-        if self.opening: self._walk(ids); masked = self._mask(scores)
+        if self.opening:
+            self._walk(ids)
+            masked = self._mask(scores)
+            if self.median: masked = self._numbers(ids, masked)
         picked = masked.argmax(-1, keepdim=True)
         log_p = scores.gather(1, picked)[:, 0].float() - scores.float().logsumexp(-1)
         self.probabilities.append(log_p.exp())
@@ -247,6 +308,7 @@ class Guide:
         if self.nodes is None:
             self.start, self.nodes = ids.shape[1], [self.opening.root] * len(ids)
             self.sites, self.repairs = [[] for _ in ids], [()] * len(ids)
+            self.numbers = MedianDigits(self.tokenizer, self.opening.digits, len(ids))
         else: self.nodes = [node.get(token, {}) for node, token in zip(self.nodes, ids[:, -1].tolist())]
         for row, node in enumerate(self.nodes):
             if id(node) in self.opening.site_nodes: self.sites[row].append(ids.shape[1])
@@ -263,7 +325,15 @@ class Guide:
             masked[row, allowed] = scores[row, allowed]
         return masked
 
-# %% ../nbs/07_reasoner.ipynb #07-050
+    def _numbers(self, ids, scores):
+        chosen = scores.clone()
+        for row, node in enumerate(self.nodes):
+            digit = self.numbers.pick(row, scores[row], ids[row, self.start:], id(node) in self.opening.site_nodes)
+            if digit is not None: chosen[row] = torch.where(torch.arange(scores.shape[1], device=scores.device) == digit, scores[row], -torch.inf)
+        self.numbers.before = scores
+        return chosen
+
+# %% ../nbs/07_reasoner.ipynb #07-056
 PARENT = torch.tensor([-1, 0, 0] + [1] * 10 + [2])  # of root, '0', '1', '00' .. '09', '10'
 DEPTH = torch.tensor([0, 1, 1] + [2] * 11)  # digits written so far
 
@@ -282,7 +352,7 @@ def tree_ancestors() -> Tensor:  # (14,14) bool
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
-# %% ../nbs/07_reasoner.ipynb #07-053
+# %% ../nbs/07_reasoner.ipynb #07-059
 def tree_distribution(
     log_p:Tensor,  # (..., 14, 10) log-probability of each digit after each node
 ) -> Tensor:  # (..., 101) sums to 1
@@ -297,7 +367,7 @@ def expected(
     "The expected value of a severity."
     return distribution @ torch.arange(101., device=distribution.device, dtype=distribution.dtype)
 
-# %% ../nbs/07_reasoner.ipynb #07-054
+# %% ../nbs/07_reasoner.ipynb #07-060
 @torch.no_grad()
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
@@ -323,7 +393,7 @@ def severity_distribution(
                    past_key_values=cache, use_cache=True).logits.float()
     return tree_distribution(logits.log_softmax(-1)[..., digits].view(B, K, N, 10))
 
-# %% ../nbs/07_reasoner.ipynb #07-056
+# %% ../nbs/07_reasoner.ipynb #07-062
 def run(
     model,  # a `Qwen3VLForConditionalGeneration`
     processor,  # its `Qwen3VLProcessor`
@@ -341,7 +411,7 @@ def run(
         p = severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
         return new, p.cpu()
 
-# %% ../nbs/07_reasoner.ipynb #07-064
+# %% ../nbs/07_reasoner.ipynb #07-070
 @dataclass
 class Reply:
     "What the reasoner wrote about one photo, and how sure it was."
@@ -365,7 +435,7 @@ def read_reply(text:str) -> dict:
     except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
     return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
 
-# %% ../nbs/07_reasoner.ipynb #07-067
+# %% ../nbs/07_reasoner.ipynb #07-073
 def to_replies(
     tokenizer,
     new:Tensor,  # (B,n) reply tokens
@@ -387,7 +457,7 @@ def to_replies(
         replies.append(reply)
     return replies
 
-# %% ../nbs/07_reasoner.ipynb #07-070
+# %% ../nbs/07_reasoner.ipynb #07-076
 FOUR_BIT = 4.5 / 8  # bytes a weight: 4 bits, and a float32 scale for every 64 weights
 
 def memory_needed(
@@ -411,7 +481,7 @@ def free_memory(device:torch.device) -> int:  # bytes
     import psutil
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
-# %% ../nbs/07_reasoner.ipynb #07-071
+# %% ../nbs/07_reasoner.ipynb #07-077
 def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:torch.device):
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
@@ -431,7 +501,7 @@ def quantization(quantize:str|None):  # None or '4bit'
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
                               bnb_4bit_compute_dtype=torch.bfloat16)
 
-# %% ../nbs/07_reasoner.ipynb #07-076
+# %% ../nbs/07_reasoner.ipynb #07-082
 def one_line(error:Exception) -> str:
     "The first line of an error's message."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -474,7 +544,7 @@ def fetch(
         raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a '
                             f'network, `hf download {name}` fetches it once') from e
 
-# %% ../nbs/07_reasoner.ipynb #07-077
+# %% ../nbs/07_reasoner.ipynb #07-083
 def load_qwen(
     name:str,  # folder or hub id of a Qwen3-VL model
     device:torch.device,
@@ -497,7 +567,7 @@ def load_qwen(
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
 
-# %% ../nbs/07_reasoner.ipynb #07-078
+# %% ../nbs/07_reasoner.ipynb #07-084
 def adapter_base(name:str) -> str|None:
     "The model that the LoRA adapter in the folder `name` belongs to; None where there is no adapter."
     settings = Path(name) / 'adapter_config.json'
@@ -542,7 +612,7 @@ def load_reasoner(
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
     return cls(model, processor)
 
-# %% ../nbs/07_reasoner.ipynb #07-080
+# %% ../nbs/07_reasoner.ipynb #07-086
 class Reasoner:
     "Looks at photos and writes diagnoses; the nano and the Qwen size are both this class."
     def __init__(
@@ -579,11 +649,12 @@ class Reasoner:
         images,  # one photo or many
         max_new_tokens:int = 512,  # stages 1 and 2 are always written whole
         constrain:bool = True,  # hold stages 1 and 2 to their form, and the JSON to the stages
+        median:bool = True,  # with `constrain`: write numbers at their median; False: digit by digit, greedily
     ) -> list[Reply]:
         "What the model writes about each photo."
         replies, ends, start = [], end_tokens(self.model, self.tokenizer), time.perf_counter()
         for inputs in self.batches(images):
-            guide = Guide(self.opening if constrain else None, self.tokenizer)
+            guide = Guide(self.opening if constrain else None, self.tokenizer, median)
             new, p = run(self.model, self.processor, inputs, guide, max(max_new_tokens, self.opening.length))
             seconds, start = time.perf_counter() - start, time.perf_counter()
             replies += to_replies(self.tokenizer, new, ends, guide, p, seconds)

@@ -25,6 +25,7 @@ from torch import nn
 
 from .core import autocast, has_bf16, pick_device, seeded, to_pil
 from .diagnosis import Diagnosis, diagnosis_vectors
+from .nano import glance_at
 
 logger = logging.getLogger('rr.restorer')
 
@@ -148,6 +149,7 @@ class NanoCondition:
     numbers: torch.Tensor  # severities and parameters, (B,DIAGNOSIS_DIM)
     text: torch.Tensor | None = None  # hidden states of the chain of thought, (B,T,D)
     text_mask: torch.Tensor | None = None  # True at its tokens, (B,T)
+    whole: torch.Tensor | None = None  # all of the photo, small, (B,3,64,64); None: `photo` is all of it
 
 # %% ../nbs/09_restorer.ipynb #09-025
 class NanoFlowPolicy(FlowPolicy):
@@ -163,7 +165,7 @@ class NanoFlowPolicy(FlowPolicy):
         "The photo, the numbers and the text of its diagnosis, on the network's device."
         text, mask = self.embed(diagnoses) if self.embed else (None, None)
         to = lambda x: None if x is None else x.to(self.device)
-        return NanoCondition(to(images), to(diagnosis_vectors(diagnoses)), to(text), to(mask))
+        return NanoCondition(to(images), to(diagnosis_vectors(diagnoses)), to(text), to(mask), glance_at(to(images)))
 
     def anchor(self, cond): return cond.photo
     def encode(self, images): return images.to(self.device)
@@ -179,7 +181,7 @@ class NanoFlowPolicy(FlowPolicy):
         *_, h, w = x.shape
         as_input = lambda image: pad_to_multiple(image).contiguous(memory_format=torch.channels_last)
         with autocast(self.device):
-            f = self.module(as_input(x), t, as_input(cond.photo), cond.text, cond.text_mask, cond.numbers)
+            f = self.module(as_input(x), t, as_input(cond.photo), cond.text, cond.text_mask, cond.numbers, cond.whole)
         return cond.photo + f[..., :h, :w].float()
 
     def velocity(self, x, t, cond):

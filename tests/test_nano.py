@@ -11,7 +11,7 @@ from rr.degrade import DEGRADATIONS, KINDS, blur_kernel, degrade, strength
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
 from rr.nano import BLOCK, BOLD, CAREFUL, WINDOW, NanoRestorerNet, NanoTower
-from rr.nano import row_median, block_spectra, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
+from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
 
@@ -55,6 +55,41 @@ def test_lines_that_fall_vanish_across_the_streaks():
     rain = flat.clone()
     rain[:, :, 20] = 1
     assert torch.equal(row_median(rain), flat)
+
+
+def test_row_median_is_the_median():
+    image = torch.rand(2, 5, 23, generator=torch.Generator().manual_seed(0))
+    padded = torch.cat([image[..., 1:4].flip(-1), image, image[..., -4:-1].flip(-1)], -1)
+    assert torch.equal(row_median(image), padded.unfold(-1, 7, 1).median(-1).values)
+    assert row_median(torch.rand(1, 1, 1)).shape == (1, 1, 1)
+
+
+def test_tones_tell_fog_from_its_absence():
+    clear, foggy = (tone_statistics(x[None])[0].view(8, 11) for x in (PHOTO, .3 * PHOTO + .6))
+    assert clear.shape == (8, 11) and (clear.diff(dim=1) >= 0).all()
+    assert (foggy[5] > clear[5]).all() and foggy[7, 5] < clear[7, 5]  # the dark channel rises, colours fade
+    assert torch.allclose(foggy[0], .3 * clear[0] + .6, atol=1e-5)
+
+
+def test_gist_is_standardised_and_silent_before_training():
+    torch.manual_seed(0)
+    tower, views = NanoTower(16), torch.rand(6, 3, 96, 96)
+    statistics = tower.gist.statistics(views, block_spectra(views))
+    assert not tower.gist(views, block_spectra(views)).any()
+    tower.gist.standardise(statistics)
+    scaled = (statistics - tower.gist.mean) / tower.gist.scale
+    assert scaled.mean(0).abs().max() < 1e-3 and scaled.std(0, correction=0).max() < 1 + 1e-3
+    assert torch.isfinite(tower.features(torch.rand(1, 3, 32, 32))).all()  # one block has no spread
+
+
+def test_a_patch_is_repaired_with_the_whole_photo_in_mind():
+    net, photo = random_net(), PHOTO[None]
+    told, part = diagnosis_vectors([Diagnosis({'fog': Finding(50)})]), photo[..., :64, :64]
+    t, whole = torch.ones(1), glance_at(photo)
+    with torch.no_grad():
+        alone, known = net(part, t, part, numbers=told), net(part, t, part, numbers=told, whole=whole)
+        assert torch.allclose(net(photo, t, photo, numbers=told), net(photo, t, photo, numbers=told, whole=whole))
+    assert whole.shape == (1, 3, 64, 64) and (alone - known).abs().max() > 1e-3
 
 
 def test_first_guesses_are_zero_for_kinds_that_are_absent():

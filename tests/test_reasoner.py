@@ -1,4 +1,5 @@
 "The reasoner: the Qwen size on the stock classes built small and random, the nano size also as it ships."
+import math
 import re
 from contextlib import nullcontext
 
@@ -11,8 +12,9 @@ from rr.core import bundled_photos, read_photo
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
-from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, Opening, Reasoner, ReasonerError, chat,
-                         digit_tokens, expected, hang_severity, memory_needed, model_inputs, tree_distribution, within_budget)
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
+                         digit_tokens, expected, hang_severity, memory_needed, model_inputs, quantile_digit, sign_twins, tree_distribution,
+                         within_budget)
 from tiny_qwen import qwen_tokenizer, real_config, tiny_model, tiny_processor
 
 
@@ -112,6 +114,54 @@ def test_json_is_held_to_the_stages(tiny):
     assert parse_cot(text).diagnosis.findings['noise'].parameters['sigma'] == 100. and 'noise.sigma' in guide.repairs[0][0]
     unfinished, _ = guided(tiny.tokenizer, tiny.opening, '\n'.join(stages[:4]) + '\n', limit=20)
     assert not unfinished.startswith('{"fog"')
+
+def test_digits_lead_to_the_median_of_whole_numbers():
+    g = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        p = torch.rand(1000, generator=g) ** 4  # of 000 to 999
+        tree, rank, number = p.view(10, 10, 10), .5, ()
+        for _ in range(3):
+            below = tree[number]
+            digit, rank = quantile_digit(below.reshape(10, -1).sum(1), rank)
+            number += (digit,)
+        found = int(''.join(map(str, number)))
+        assert p[:found].sum() <= p.sum() / 2 + 1e-4 and p[:found + 1].sum() >= p.sum() / 2 - 1e-4
+
+class Beliefs:
+    "Logits of a model that has made up its mind, up to its numbers: each is written with the probabilities given for it."
+    def __init__(self, tokenizer, text, beliefs): self.tokenizer, self.ids, self.beliefs = tokenizer, tokenizer.encode(text), beliefs
+    def scores(self, written):
+        logits = torch.full((1, len(self.tokenizer)), -30.)
+        prefix = self.tokenizer.decode(written)
+        for token, p in self.beliefs.get(prefix, {}).items(): logits[0, token] = math.log(p)
+        if prefix not in self.beliefs: logits[0, self.ids[len(written)]] = 0.
+        return logits
+
+@pytest.mark.parametrize('median, wanted', [(True, '3. Parameters: fog airlight 0.82'), (False, '3. Parameters: fog airlight 0.75')])
+def test_parameters_are_written_at_their_median(tiny, median, wanted):
+    "0.7x: 40%, 0.8x: 35%, 0.9x: 25%; the second digits of 0.8x are even, of 0.7x they peak at 5. Half is passed 2/7 into 0.8x."
+    tokenizer, stem = tiny.tokenizer, '3. Parameters: fog airlight 0.'
+    digit = tiny.opening.digits
+    beliefs = {stem: {digit[7]: .40, digit[8]: .35, digit[9]: .25}, stem + '8': dict.fromkeys(digit, .1), stem + '7': {d: .05 for d in digit} | {digit[5]: .55}}
+    model, guide = Beliefs(tokenizer, stem + '00', beliefs), Guide(tiny.opening, tokenizer, median)
+    guide.nodes, guide.start, guide.sites, guide.repairs = [{}], 0, [[]], [()]  # behind the opening
+    guide.numbers, written = MedianDigits(tokenizer, digit, 1), []
+    while len(written) < len(model.ids):
+        ids = torch.tensor([written], dtype=torch.long)
+        scores = guide(ids, model.scores(written)) if written else model.scores(written)
+        written.append(int(scores.argmax()))
+    assert tokenizer.decode(written) == wanted
+
+def test_the_sign_counts_in_the_median(tiny):
+    tokenizer = tiny.tokenizer
+    plus = next(iter(sign_twins(tokenizer)))
+    numbers = MedianDigits(tokenizer, tiny.opening.digits, 1)
+    assert numbers.start(0, plus) == .5  # nothing is known of the step before
+    numbers.before = torch.full((1, len(tokenizer)), -30.)
+    numbers.before[0, [plus, numbers.twins[plus]]] = torch.tensor([.6, .4]).log()
+    assert numbers.start(0, plus) == pytest.approx(1 - .5 / .6, abs=1e-4)
+    numbers.before[0, numbers.twins[plus]] = -30.
+    assert numbers.start(0, plus) == pytest.approx(.5, abs=1e-4)
 
 def test_vocabulary_without_digit_tokens_is_refused():
     class Words:

@@ -9,7 +9,7 @@ from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, column_kinds, head_loss, run_trainer,
     sample_texts, see, severity_columns, weighted_loss)
-from rr.flow import FlowTrainer, FlowTraining, WeightAverage, flow_loss, make_batch, with_predictions
+from rr.flow import FlowTrainer, FlowTraining, Predictions, WeightAverage, flow_loss, make_batch, with_predictions
 from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, nano_image_processor, nano_processor, nano_reasoner_config,
     nano_views, train_tokenizer)
 from rr.diagnosis import Scene
@@ -70,13 +70,31 @@ def test_kill_leaves_a_whole_checkpoint_to_go_on_from(tmp_path):
 def test_a_share_of_the_pairs_gets_the_diagnosis_of_the_reasoner():
     stream, said = PairStream(clean_photos(PHOTOS), 48), Diagnosis({'rain': Finding(3)})
     pairs, asked = [stream[i] for i in range(40)], []
-    def diagnose(photos): asked.extend(photos); return [said] * len(photos)
-    half = with_predictions(pairs, diagnose, .5, seeded(0))
+    def predict(pairs): asked.extend(pairs); return [said] * len(pairs)
+    half = with_predictions(pairs, predict, .5, seeded(0))
     changed = [i for i, (a, b) in enumerate(zip(pairs, half)) if a.diagnosis != b.diagnosis]
     assert 12 < len(changed) < 28 and all(half[i].diagnosis == said for i in changed)
-    assert len(asked) == len(changed) and all(a is pairs[i].degraded for a, i in zip(asked, changed))
+    assert len(asked) == len(changed) and all(a is pairs[i] for a, i in zip(asked, changed))
     assert all(a.clean is b.clean and a.degraded is b.degraded for a, b in zip(pairs, half))
-    assert with_predictions(pairs, None, 0., seeded(0)) == pairs
+    assert with_predictions(pairs, predict, 0., seeded(0)) == pairs
+
+def test_predictions_are_made_once_and_survive(tmp_path):
+    stream, asked = PairStream(clean_photos(PHOTOS), 48), []
+    pairs = [stream[i] for i in range(4)]
+    def diagnose(photos): asked.extend(photos); return [Diagnosis({'rain': Finding(3 + i)}) for i in range(len(photos))]
+    predict = Predictions(diagnose, tmp_path/'p.jsonl')
+    first = predict(pairs[:3])
+    assert predict(pairs[1:]) == [*first[1:], Diagnosis({'rain': Finding(3)})] and len(asked) == 4
+    assert Predictions(None, tmp_path/'p.jsonl')(pairs[:3]) == first
+
+def test_a_pool_of_pairs_comes_again(tmp_path):
+    torch.manual_seed(0)
+    stream, seen = PairStream(clean_photos(PHOTOS), 96), []
+    class Watched:
+        def __getitem__(self, i): seen.append(i); return stream[i]
+    trainer = FlowTrainer(small_net(), Watched(), tmp_path, FlowTraining(pairs=2, patch=64, pool=3))
+    for _ in range(3): trainer.train_step()
+    assert seen == [0, 1, 2, 0, 1, 2]
 
 def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path):
     from rr.flow import main

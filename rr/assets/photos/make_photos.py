@@ -22,7 +22,7 @@ SOURCES = {
     'hopper': MATPLOTLIB / 'grace_hopper.jpg',
 }
 LANDSCAPES = {'lake': 'lake-sherburne.jpg', 'colosseum': 'roman-colosseum.jpg'}
-DAMAGE = dict(photo='colosseum', fog=55, noise=35, seed=5)
+DAMAGE = dict(photo='colosseum', fog=55, noise=35, seed=1)
 
 
 def save(source, name, side=640):
