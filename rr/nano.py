@@ -129,6 +129,7 @@ class Gist(nn.Module):
 
     @staticmethod
     def statistics(pictures:Tensor, spectra:Tensor) -> Tensor:  # (N, 3, H, W), (N, T, 2720) -> (N, 5528)
+        "Mean and spread of the blocks' spectra, and the tones."
         return torch.cat([spectra.mean(1), spectra.std(1, correction=0), tone_statistics(pictures)], 1)
 
     @torch.no_grad()
