@@ -349,6 +349,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.finetune.TowerTrainer.train_step': ('finetune.html#towertrainer.train_step', 'rr/finetune.py'),
                              'rr.finetune.TowerTraining': ('finetune.html#towertraining', 'rr/finetune.py'),
                              'rr.finetune.answer_start': ('finetune.html#answer_start', 'rr/finetune.py'),
+                             'rr.finetune.change_eyes': ('finetune.html#change_eyes', 'rr/finetune.py'),
                              'rr.finetune.column_kinds': ('finetune.html#column_kinds', 'rr/finetune.py'),
                              'rr.finetune.freeze_tower': ('finetune.html#freeze_tower', 'rr/finetune.py'),
                              'rr.finetune.head_loss': ('finetune.html#head_loss', 'rr/finetune.py'),

@@ -305,16 +305,16 @@ def run_calibrate(args) -> int:
     from rr.core import atomic_path
     from rr.severity import calibrate, joined, ramp_losses, residual
     if args.out and Path(args.out).exists() and not args.overwrite: raise Unusable(f'{args.out} exists; not overwritten (--overwrite)')
-    photos = {Path(folder).resolve().name: _drawn_photos(folder, args) for folder in args.folders}
+    photos, names = [_drawn_photos(folder, args) for folder in args.folders], [Path(folder).resolve().name for folder in args.folders]
     options = dict(seed=args.seed + args.skip, progress=sys.stderr.isatty())
     if not args.out:
-        checked = [residual(images, metrics=('vsi', 'psnr'), **options) for images in photos.values()]
-        for name, part in zip(photos, checked if len(checked) > 1 else ()): print(f'## {name}\n\n{part.gap()}\n')
+        checked = [residual(images, metrics=('vsi', 'psnr'), **options) for images in photos]
+        for name, part in zip(names, checked if len(checked) > 1 else ()): print(f'## {name}\n\n{part.gap()}\n')
         together = sum(checked[1:], checked[0])
         print(together.gap(), together.spread(), together.monotone(), sep='\n\n')
         return 0
-    note = f'rr calibrate {" ".join(photos)} --n {args.n} --seed {args.seed}: {sum(map(len, photos.values()))} photos, 256 x 256 pixels from the middle of each'
-    losses = joined([ramp_losses(images, **options) for images in photos.values()])
+    note = f'rr calibrate {" ".join(names)} --n {args.n} --seed {args.seed}: {sum(map(len, photos))} photos, 256 x 256 pixels from the middle of each'
+    losses = joined([ramp_losses(images, **options) for images in photos])
     table = calibrate(losses, f'{note}; {args.note}' if args.note else note)
     try:
         with atomic_path(args.out, args.overwrite) as path: path.write_text(json.dumps(table) + '\n')

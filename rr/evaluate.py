@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
-from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth
+from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth, whole_lines
 from .degrade import (DEGRADATIONS, KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
                         severity_of)
 from .diagnosis import Diagnosis, parse_cot
@@ -370,11 +370,8 @@ class RecordLog:
     def key(record:dict)->tuple: return tuple(record[k] for k in ('section', 'condition', 'name', 'settings'))
 
     def _read(self):
-        data = self.path.read_bytes()
-        whole = data[:data.rfind(b'\n') + 1]
-        if len(whole) < len(data):
-            with open(self.path, 'r+b') as file: file.truncate(len(whole))
-        for number, line in enumerate(whole.decode().splitlines(), 1):
+        whole_lines(self.path)
+        for number, line in enumerate(self.path.read_text(encoding='utf-8').splitlines(), 1):
             try: record = json.loads(line); self.records[self.key(record)] = record
             except (ValueError, KeyError, TypeError):
                 problem = f'{self.path}, line {number}: no record of an evaluation; choose another file'

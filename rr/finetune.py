@@ -6,7 +6,7 @@
 __all__ = ['DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised', 'see', 'TowerTraining', 'TowerTrainer',
            'spend_budget', 'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'short_side', 'two_sizes',
-           'run_trainer', 'train_words', 'main']
+           'run_trainer', 'change_eyes', 'train_words', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, json, math, time
@@ -334,17 +334,25 @@ def run_trainer(model, data, collator, folder:Path, **settings):
     data.start = done * settings['per_device_train_batch_size']
     reasoner_trainer(model, data, collator, folder, ignore_data_skip=True, **settings).train(resume_from_checkpoint=done > 0)
 
+def change_eyes(model, tower:Path):
+    "Give a nano reasoner the convolutions, spectra and gist of a `tower.pt`; the projections that its language model knows stay."
+    seen = {k: v for k, v in torch.load(tower, weights_only=True)['tower'].items() if k.split('.')[0] not in ('project', 'summary')}
+    model.model.visual.load_state_dict(seen, strict=False)
+
 def train_words(
     folder:Path,  # holds `tower.pt`; gets checkpoints, logs and `weights`
     streams:list[PairStream], scenes:list[Scene],
     steps:int, rehearsal:int,  # updates with and without photos
     batch:int, learning_rate:float,
     start:Path|None=None,  # go on from these weights instead
+    tower:Path|None=None,  # with `start`: a tower.pt whose eyes take the place of theirs
     opening_share:float=0.,  # as for `ChatCollator`
 ):
     "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
     settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate)
-    if start: model, processor = load_nano_reasoner(start)
+    if start:
+        model, processor = load_nano_reasoner(start)
+        if tower: change_eyes(model, tower)
     else:
         processor = nano_processor(train_tokenizer(sample_texts(scenes, 12000)))
         model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer))
@@ -374,6 +382,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--held-out', type=Path, help='folder of photos to report errors on')
     p.add_argument('--start', type=Path, help='go on from these weights: a tower.pt for the tower, a folder for the words')
+    p.add_argument('--tower', type=Path, help='words, with --start: a tower.pt that takes the place of the tower there')
     p.add_argument('--opening-share', type=float, default=0., help='words: share of the batches that end after stage 3')
     p.add_argument('--threads', type=int)
     p.add_argument('--seed', type=int, default=0)
@@ -386,7 +395,7 @@ def main(args:list[str]|None=None):
     streams = two_sizes(photos, scenes, recipe, a.seed)
     if a.part == 'words':
         return train_words(a.out, streams, [scenes.get(f, Scene()) for f in photos], a.steps, a.rehearsal,
-                           a.batch, a.learning_rate, a.start, a.opening_share)
+                           a.batch, a.learning_rate, a.start, a.tower, a.opening_share)
     held_out = [PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)] if a.held_out else None
     settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed)
     trainer = TowerTrainer(NanoTower(256), streams, a.out, settings, held_out)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import atomic_path, autocast, psnr, seeded
-from .data import Pair, PairStream, Recipe, clean_photos, evaluation_pairs, load_captions, read_exclusions
+from .data import Pair, PairStream, Recipe, clean_photos, evaluation_pairs, load_captions, read_exclusions, whole_lines
 from .degrade import KINDS
 from .diagnosis import Diagnosis, diagnosis_vectors
 from .finetune import schedule, short_side, spend_budget
@@ -93,8 +93,8 @@ class Predictions:
         path:Path|str,  # JSON lines; those that are there are used
     ):
         self.diagnose, self.path, self.known = diagnose, Path(path), {}
-        rows = self.path.read_text().splitlines() if self.path.exists() else []
-        for row in rows: self.remember(**json.loads(row))
+        if whole_lines(self.path):
+            for row in self.path.read_text().splitlines(): self.remember(**json.loads(row))
 
     def remember(self, photo:str, seed:int, diagnosis:dict): self.known[photo, seed] = Diagnosis.from_dict(diagnosis)
 
@@ -328,6 +328,7 @@ def main(args:list[str]|None=None):
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     if a.predicted: photos = [p for p in photos if short_side(p) >= a.size]
+    if not photos: p.error(f'no photo has {a.size} pixels on its short side')
     recipe = Recipe(max_kinds=a.max_kinds, clean_share=.08, weights=a.weights and tuple(a.weights))
     stream = PairStream(photos, a.size, recipe, seed=a.seed,
                         scenes=load_captions(a.captions) if a.captions else None)

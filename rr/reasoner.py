@@ -15,6 +15,7 @@ __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT'
 import json, math, re, time, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -246,6 +247,7 @@ def decimal_follows(
     return any(p.decimals and p.high < 10 for p in DEGRADATIONS[words[0]].parameters if p.name == words[-1])
 
 # %% ../nbs/07_reasoner.ipynb #07-049
+@lru_cache(maxsize=4)  # a vocabulary has up to 150,000 tokens, and every batch asks
 def sign_twins(tokenizer) -> dict[int, int]:
     "For each token that may stand before a number, the one that differs only in a minus sign at its end."
     vocabulary = tokenizer.get_vocab()

@@ -165,7 +165,8 @@ class NanoFlowPolicy(FlowPolicy):
         "The photo, the numbers and the text of its diagnosis, on the network's device."
         text, mask = self.embed(diagnoses) if self.embed else (None, None)
         to = lambda x: None if x is None else x.to(self.device)
-        return NanoCondition(to(images), to(diagnosis_vectors(diagnoses)), to(text), to(mask), glance_at(to(images)))
+        photo = to(images)
+        return NanoCondition(photo, to(diagnosis_vectors(diagnoses)), to(text), to(mask), glance_at(photo))
 
     def anchor(self, cond): return cond.photo
     def encode(self, images): return images.to(self.device)

@@ -266,11 +266,12 @@ def test_calibrate_writes_a_table_that_can_be_used(tmp_path, capsys):
     from rr.degrade import DEGRADATIONS, strength, use_scale
 
     (tmp_path / 'photos').mkdir()
-    shutil.copy(CAT, tmp_path / 'photos')
-    command = ['calibrate', str(tmp_path / 'photos'), '--n', '1', '--note', 'one cat', '--out', str(tmp_path / 'scale.json')]
+    (tmp_path / 'more' / 'photos').mkdir(parents=True)
+    for folder in ('photos', 'more/photos'): shutil.copy(CAT, tmp_path / folder)  # two folders of one name are two
+    command = ['calibrate', str(tmp_path / 'photos'), str(tmp_path / 'more' / 'photos'), '--n', '1', '--note', 'one cat', '--out', str(tmp_path / 'scale.json')]
     assert main(command) == 0 and 'fog, rain, snow, blur, low-light, noise, jpeg on one scale' in capsys.readouterr().out
     table = json.loads((tmp_path / 'scale.json').read_text())
-    assert set(table['kinds']) == set(DEGRADATIONS) and table['provenance'].startswith('rr calibrate photos --n 1 --seed 0: 1 photos') and table['provenance'].endswith('one cat')
+    assert set(table['kinds']) == set(DEGRADATIONS) and table['provenance'].startswith('rr calibrate photos photos --n 1 --seed 0: 2 photos') and table['provenance'].endswith('one cat')
     shipped = strength('noise', 50)
     try:
         use_scale(tmp_path / 'scale.json')

@@ -7,10 +7,10 @@ from rr.core import asset, bundled_photos, seeded
 from rr.data import PairStream, Recipe, clean_photos
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
-from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, column_kinds, head_loss, run_trainer,
+from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, head_loss, run_trainer,
     sample_texts, see, severity_columns, weighted_loss)
 from rr.flow import FlowTrainer, FlowTraining, Predictions, WeightAverage, flow_loss, make_batch, with_predictions
-from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, nano_image_processor, nano_processor, nano_reasoner_config,
+from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, nano_image_processor, load_nano_reasoner, nano_processor, nano_reasoner_config,
     nano_views, train_tokenizer)
 from rr.diagnosis import Scene
 
@@ -86,6 +86,8 @@ def test_predictions_are_made_once_and_survive(tmp_path):
     first = predict(pairs[:3])
     assert predict(pairs[1:]) == [*first[1:], Diagnosis({'rain': Finding(3)})] and len(asked) == 4
     assert Predictions(None, tmp_path/'p.jsonl')(pairs[:3]) == first
+    with open(tmp_path/'p.jsonl', 'a') as f: f.write('{"photo": "half')  # killed while it wrote
+    assert Predictions(None, tmp_path/'p.jsonl')(pairs[:3]) == first and (tmp_path/'p.jsonl').read_text().count('\n') == 4
 
 def test_a_pool_of_pairs_comes_again(tmp_path):
     torch.manual_seed(0)
@@ -96,12 +98,34 @@ def test_a_pool_of_pairs_comes_again(tmp_path):
     for _ in range(3): trainer.train_step()
     assert seen == [0, 1, 2, 0, 1, 2]
 
-def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path):
+def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path, capsys):
     from rr.flow import main
     main([str(PHOTOS), str(tmp_path), '--reasoner', str(asset('nano-reasoner')), '--predicted', '.5', '--size', '160', '--pairs', '2', '--patches', '1',
           '--minutes', '.02'])
     assert json.loads((tmp_path/'log.jsonl').read_text().splitlines()[-1])['step'] >= 1
     with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--predicted', '.5'])
+    with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--reasoner', str(asset('nano-reasoner')), '--predicted', '.5', '--size', '4096'])
+    assert 'no photo has 4096 pixels' in capsys.readouterr().err
+
+def test_a_tower_starts_from_another_and_its_eyes_go_to_a_reasoner(tmp_path):
+    torch.manual_seed(0)
+    stream = PairStream(clean_photos(PHOTOS), 160, Recipe(kinds=('noise',), max_kinds=1))
+    settings = TowerTraining(minutes=1e-9, batch=2)  # no update: what the start alone does
+    first = TowerTrainer(NanoTower(256), [stream], tmp_path/'a', settings)
+    first.fit()
+    gist = first.tower.gist
+    assert gist.mean.any() and gist.scale.min() > 0 and not torch.equal(gist.scale, torch.ones_like(gist.scale))
+    state = torch.load(tmp_path/'a'/'tower.pt', weights_only=True)
+    state['tower'] = {k: v for k, v in state['tower'].items() if not k.startswith('gist.')}  # as before there was a gist
+    torch.save(state, tmp_path/'old.pt')
+    second = TowerTrainer(NanoTower(256), [stream], tmp_path/'b', settings)
+    second.start_from(tmp_path/'old.pt')
+    assert second.step == 0 and torch.equal(second.tower.project.weight, first.tower.project.weight) and not second.tower.gist.mean.any()
+    reasoner, _ = load_nano_reasoner()
+    eyes, known = reasoner.model.visual, reasoner.model.visual.project.weight.clone()
+    change_eyes(reasoner, tmp_path/'a'/'tower.pt')
+    assert torch.equal(eyes.body[1].weight, first.tower.body[1].weight) and torch.equal(eyes.gist.mean, gist.mean)
+    assert torch.equal(eyes.project.weight, known)
 
 def test_tower_learns_and_resumes(tmp_path):
     torch.manual_seed(0)
