@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import PHOTO_SUFFIXES, atomic_path, psnr, read_photo, seeded, to_pil, write_photo
-from .degrade import DEGRADATIONS, KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth, random_region, severity_table
+from .degrade import DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth, random_region, severity_table
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005
@@ -135,10 +135,10 @@ class Recipe:
         return {k: where() for k in severities if torch.rand((), generator=generator) < self.region_share} if self.region_share else {}
 
 TRAINING = Recipe(clean_share=.08)
-EVALUATION = Recipe()
+EVALUATION = Recipe(PAPER_KINDS)
 SEVEN = tuple(DEGRADATIONS)  # the paper's four and snow, low light, JPEG
 RECIPES = dict(training=TRAINING, evaluation=EVALUATION, single=Recipe(max_kinds=1),
-               paper=Recipe(max_kinds=len(KINDS)), **{'paper-all': Recipe(min_kinds=len(KINDS), max_kinds=len(KINDS))},
+               paper=Recipe(PAPER_KINDS, max_kinds=4), **{'paper-all': Recipe(PAPER_KINDS, min_kinds=4, max_kinds=4)},
                haze=Recipe(('fog', 'blur', 'noise'), weights=(4., 1., 1.), max_kinds=2), extended=Recipe(SEVEN, clean_share=.08),
                regions=Recipe(SEVEN, region_share=.6))
 

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DEGRADATIONS', 'RESERVED', 'RAIN_LAYERS', 'RAIN_BRIGHTNESS', 'MID_GREY', 'MID_GREY_LINEAR', 'MID_GREY_SLOPE',
-           'SNOW_LAYERS', 'SNOW_BRIGHTNESS', 'JPEG_TABLES', 'KINDS', 'PLACES', 'Parameter', 'shipped_table',
-           'severity_table', 'use_scale', 'interpolate', 'along_ramp', 'ramp_position', 'strength', 'severity_of',
-           'Degradation', 'register', 'uniform', 'pick', 'smooth_field', 'colour_steps', 'pseudo_depth', 'Fog',
-           'airlight_colour', 'fast_size', 'reflect_pad', 'convolve', 'path_kernel', 'line_kernel', 'Rain', 'streaks',
-           'scatter_drops', 'gaussian_kernel', 'Blur', 'blur_kernel', 'disk_kernel', 'to_linear', 'to_srgb', 'Noise',
-           'noisy', 'Snow', 'flakes', 'LowLight', 'jpeg_tables', 'JPEG', 'Region', 'Degraded', 'kind_generator',
-           'check_severities', 'check_regions', 'degrade', 'region_name', 'soft_step', 'random_region']
+           'SNOW_LAYERS', 'SNOW_BRIGHTNESS', 'JPEG_TABLES', 'PAPER_KINDS', 'KINDS', 'PLACES', 'Parameter',
+           'shipped_table', 'severity_table', 'use_scale', 'interpolate', 'along_ramp', 'ramp_position', 'strength',
+           'severity_of', 'Degradation', 'register', 'uniform', 'pick', 'smooth_field', 'colour_steps', 'pseudo_depth',
+           'Fog', 'airlight_colour', 'fast_size', 'reflect_pad', 'convolve', 'path_kernel', 'line_kernel', 'Rain',
+           'streaks', 'scatter_drops', 'gaussian_kernel', 'Blur', 'blur_kernel', 'disk_kernel', 'to_linear', 'to_srgb',
+           'Noise', 'noisy', 'Snow', 'flakes', 'LowLight', 'jpeg_tables', 'JPEG', 'Region', 'Degraded',
+           'kind_generator', 'check_severities', 'check_regions', 'degrade', 'region_name', 'soft_step',
+           'random_region']
 
 # %% ../nbs/01_degrade.ipynb #01-003
 import io, json, math
@@ -542,7 +543,8 @@ class JPEG(Degradation):
 register(JPEG());
 
 # %% ../nbs/01_degrade.ipynb #01-071
-KINDS = ('fog', 'rain', 'blur', 'noise')  # the paper's four, in physical order: what the shipped weights know
+PAPER_KINDS = ('fog', 'rain', 'blur', 'noise')  # the four of Reason and Restore, in physical order
+KINDS = PAPER_KINDS  # what the shipped weights know
 
 @dataclass(frozen=True)
 class Region:

@@ -133,9 +133,12 @@ class Diagnosis:
             raise KeyError(f'unknown kind {kind!r}; expected one of {list(DEGRADATIONS)}')
         return self.findings[kind].severity if kind in self.findings else 0
 
-    def severities(self)->dict: # kind -> int
-        "Severity of each of `KINDS`, 0 where absent, and of every other kind that was found."
-        return {kind: self.severity(kind) for kind in DEGRADATIONS if kind in KINDS or kind in self.findings}
+    def severities(
+        self,
+        kinds:tuple=KINDS, # those to name also where they are absent
+    )->dict: # kind -> int
+        "Severity of each of `kinds`, 0 where absent, and of every other kind that was found."
+        return {kind: self.severity(kind) for kind in DEGRADATIONS if kind in kinds or kind in self.findings}
 
     def with_severity(
         self,
@@ -165,9 +168,12 @@ class Diagnosis:
         "One line of JSON, the last line of the chain of thought."
         return json.dumps(self.to_dict(), ensure_ascii=False, separators=(',', ':'))
 
-    def to_cot(self)->str:
+    def to_cot(
+        self,
+        kinds:tuple=KINDS, # those whose severity is written also where they are absent
+    )->str:
         "The staged chain of thought, ending in JSON."
-        return '\n'.join([*stages(self), self.to_json()])
+        return '\n'.join([*stages(self, kinds), self.to_json()])
 
     @classmethod
     def from_degraded(
@@ -191,6 +197,7 @@ def parameters_text(kind:str, finding:Finding)->str:
 
 def stages(
     diagnosis:Diagnosis,
+    kinds:tuple=KINDS, # as for `Diagnosis.to_cot`
 )->list: # of 5 str, one line each
     "The five stages: identify, quantify, parameters, scene, plan."
     d, s = diagnosis, diagnosis.scene
@@ -199,7 +206,7 @@ def stages(
     objects = ', '.join(s.objects) or UNKNOWN
     plan = 'remove ' + ', then '.join(reversed(d.present)) + (f'; keep {s.preserve}' if s.preserve else '')
     return [f'1. Identify: {", ".join(d.present) or "none"}.',
-            f'2. Quantify: {", ".join(f"{k} {v:03d}" for k, v in d.severities().items())}.',
+            f'2. Quantify: {", ".join(f"{k} {v:03d}" for k, v in d.severities(kinds).items())}.',
             f'3. Parameters: {"; ".join(parameters) or "none"}.',
             f'4. Scene: {setting}, {lighting}; {scene}; objects: {objects}; preserve: {preserve}.',
             f'5. Plan: {"leave the photo as it is" if d.is_clean else plan}.']

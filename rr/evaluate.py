@@ -6,13 +6,14 @@
 __all__ = ['PRESENT', 'LUMA', 'STATISTICS', 'CONDITIONS', 'CLASSICAL', 'SPEAKERS', 'MEASURES', 'METHODS', 'CLEAN_GOAL',
            'SECTIONS', 'ssim', 'severity_error', 'presence_counts', 'f1_score', 'bootstrap', 'luma', 'dark_channel',
            'fog_statistic', 'noise_sigma', 'blur_statistic', 'directional_covariance', 'rain_statistic',
-           'SeverityEstimator', 'fit_estimator', 'Baselines', 'fit_baselines', 'Condition', 'fixed_severity', 'Source',
-           'evaluation_photos', 'condition_pair', 'box_mean', 'guided_filter', 'dehaze', 'unsharp_mask',
-           'total_variation', 'non_local_means', 'bm3d', 'installed', 'RecordLog', 'fingerprint', 'reasoner_record',
-           'through_network', 'restored_versions', 'restorer_record', 'one_megapixel', 'measure_command',
-           'speed_record', 'with_interval', 'reasoner_table', 'writing_table', 'restorer_row', 'restorer_table',
-           'speed_table', 'Results', 'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain',
-           'paired_photos', 'noisy_photos', 'evaluate_pairs']
+           'snow_statistic', 'low_light_statistic', 'jpeg_statistic', 'SeverityEstimator', 'fit_estimator', 'Baselines',
+           'fit_baselines', 'Condition', 'fixed_severity', 'Source', 'evaluation_photos', 'condition_pair', 'box_mean',
+           'guided_filter', 'dehaze', 'unsharp_mask', 'total_variation', 'non_local_means', 'bm3d', 'installed',
+           'RecordLog', 'fingerprint', 'reasoner_record', 'through_network', 'restored_versions', 'restorer_record',
+           'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'rank_correlation', 'reasoner_table',
+           'rank_of', 'doubt_table', 'writing_table', 'restorer_row', 'restorer_table', 'speed_table', 'Results',
+           'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain', 'paired_photos', 'noisy_photos',
+           'evaluate_pairs', 'read_levels', 'level_table', 'compare_twins']
 
 # %% ../nbs/14_evaluate.ipynb #14-002
 import hashlib, json, math, os, subprocess, sys, tempfile, time
@@ -28,10 +29,11 @@ import torch.nn.functional as F
 
 from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth, whole_lines
-from .degrade import (DEGRADATIONS, KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
-                        severity_of)
+from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
+                        severity_of, to_linear)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
+from .reasoner import spread
 from .restorer import NanoRestorer
 from .severity import Table, center_crop
 
@@ -161,9 +163,30 @@ def rain_statistic(image:torch.Tensor)->float:
     return (falling - lying) / max(float(band.square().mean()), 1e-8)
 
 # %% ../nbs/14_evaluate.ipynb #14-034
-STATISTICS = dict(fog=fog_statistic, rain=rain_statistic, blur=blur_statistic, noise=noise_sigma)
+def snow_statistic(image:torch.Tensor, radius:int=4)->float:
+    "Mean of what a flat opening takes away from luma, noise smoothed first."
+    y, size = convolve(luma(image), gaussian_kernel(1.))[None], 2 * radius + 1
+    eroded = -F.max_pool2d(-y, size, 1, radius)
+    return float((y - F.max_pool2d(eroded, size, 1, radius)).mean())
 
-# %% ../nbs/14_evaluate.ipynb #14-038
+def low_light_statistic(image:torch.Tensor)->float:
+    "Minus the log of the mean linear luminance, in stops."
+    return -math.log2(max(float(luma(to_linear(image.clamp(0, 1))).mean()), 1e-5))
+
+def jpeg_statistic(image:torch.Tensor)->float:
+    "Log ratio of small steps at the 8 x 8 grid to small steps beside it."
+    ratios = []
+    for x in (luma(image)[0], luma(image)[0].T):
+        steps = (x[:, 1:] - x[:, :-1]).abs().clamp(max=.08).mean(0)
+        at_grid = torch.arange(1, len(steps) + 1) % 8 == 0
+        ratios.append(float((steps[at_grid].mean() + 1e-4) / (steps[~at_grid].mean() + 1e-4)))
+    return math.log(sum(ratios) / 2)
+
+# %% ../nbs/14_evaluate.ipynb #14-035
+STATISTICS = {'fog': fog_statistic, 'rain': rain_statistic, 'snow': snow_statistic, 'blur': blur_statistic,
+              'low-light': low_light_statistic, 'noise': noise_sigma, 'jpeg': jpeg_statistic}
+
+# %% ../nbs/14_evaluate.ipynb #14-039
 @dataclass(frozen=True)
 class SeverityEstimator:
     "A statistic of a photo and the monotone curve that turns it into a severity."
@@ -175,7 +198,7 @@ class SeverityEstimator:
         "Estimated severity of this kind."
         return float(np.interp(STATISTICS[self.kind](image), self.knots, self.severities))
 
-# %% ../nbs/14_evaluate.ipynb #14-039
+# %% ../nbs/14_evaluate.ipynb #14-040
 def fit_estimator(
     kind:str, # a key of `STATISTICS`
     statistics:np.ndarray, # (n,) of training photos
@@ -189,7 +212,7 @@ def fit_estimator(
     best = min(fits, key=lambda fit: float(np.square(fit - truth).sum()))
     return SeverityEstimator(kind, tuple(knots), tuple(best))
 
-# %% ../nbs/14_evaluate.ipynb #14-040
+# %% ../nbs/14_evaluate.ipynb #14-041
 @dataclass(frozen=True)
 class Baselines:
     "What the reasoner is compared with: mean severities, and one classical estimator for each kind."
@@ -200,11 +223,11 @@ class Baselines:
         "The classical estimate of each kind."
         return {kind: estimator(image) for kind, estimator in self.estimators.items()}
 
-# %% ../nbs/14_evaluate.ipynb #14-041
+# %% ../nbs/14_evaluate.ipynb #14-042
 def fit_baselines(
     train:Iterable|None=None, # clean photos (paths or tensors), not those of the test; default: the bundled
-    recipe:Recipe=EVALUATION,
-    draws:int=8, # damaged copies of each photo
+    recipe:Recipe=Recipe(max_kinds=4),
+    draws:int=12, # damaged copies of each photo
     seed:int=20_000, # far from the test's
 )->Baselines:
     "Baselines of a recipe, from photos that are damaged anew."
@@ -220,7 +243,7 @@ def fit_baselines(
     estimators = {kind: fit_estimator(kind, rows[:, k], truth[:, k]) for k, kind in enumerate(KINDS)}
     return Baselines(dict(zip(KINDS, truth.mean(0).tolist())), estimators)
 
-# %% ../nbs/14_evaluate.ipynb #14-045
+# %% ../nbs/14_evaluate.ipynb #14-046
 @dataclass(frozen=True)
 class Condition:
     "One way to damage every photo of a folder."
@@ -237,9 +260,11 @@ CONDITIONS = {c.name: c for c in (
     Condition('blur', Recipe(('blur',), 1, 1), classical=('unsharp mask',), goal=.5),
     Condition('noise 25', fixed={'noise': {'type': 'gaussian', 'sigma': 25.}},
               classical=('total variation', 'non-local means'), goal=7.5),
+    *(Condition(kind, Recipe((kind,), 1, 1)) for kind in KINDS if kind not in PAPER_KINDS),
+    Condition('all kinds', Recipe(max_kinds=4)),
     Condition('clean', Recipe(clean_share=1.)))}
 
-# %% ../nbs/14_evaluate.ipynb #14-046
+# %% ../nbs/14_evaluate.ipynb #14-047
 def fixed_severity(
     kind:str,
     parameters:dict, # with the strength parameters of the kind: extinction, density, intensity, veil or sigma
@@ -247,14 +272,14 @@ def fixed_severity(
     "The severity that the scale gives to fixed parameters: the highest of what each of them says."
     return max(severity_of(kind, name, value) for name, value in parameters.items() if name in DEGRADATIONS[kind].ramp)
 
-# %% ../nbs/14_evaluate.ipynb #14-048
+# %% ../nbs/14_evaluate.ipynb #14-049
 class Source(NamedTuple):
     "A clean photo to be tested on."
     name:str # relative to its folder
     path:Path
     index:int # place in its folder: with the seed, it decides the damage
 
-# %% ../nbs/14_evaluate.ipynb #14-049
+# %% ../nbs/14_evaluate.ipynb #14-050
 def evaluation_photos(
     folders, # one folder or several
     limit:int|None=None, # only the first so many of each folder
@@ -266,7 +291,7 @@ def evaluation_photos(
     return [Source(prefix(f) + p.relative_to(f).as_posix(), p, i)
             for f in folders for i, p in enumerate(clean_photos(f)[:limit])]
 
-# %% ../nbs/14_evaluate.ipynb #14-050
+# %% ../nbs/14_evaluate.ipynb #14-051
 def condition_pair(
     source:Source,
     condition:Condition,
@@ -285,13 +310,13 @@ def condition_pair(
     truth = Diagnosis.from_degraded(Degraded(image.clamp(0, 1), severities, condition.fixed, pair_seed))
     return Pair(image.clamp(0, 1), clean, truth, source.name, pair_seed)
 
-# %% ../nbs/14_evaluate.ipynb #14-053
+# %% ../nbs/14_evaluate.ipynb #14-054
 def box_mean(image:torch.Tensor, radius:int)->torch.Tensor:
     "Mean over a square around each pixel; at the border over what is there."
     pool = lambda x, size, pad: F.avg_pool2d(x, size, 1, pad, count_include_pad=False)
     return pool(pool(image[None], (1, 2 * radius + 1), (0, radius)), (2 * radius + 1, 1), (radius, 0))[0]
 
-# %% ../nbs/14_evaluate.ipynb #14-054
+# %% ../nbs/14_evaluate.ipynb #14-055
 def guided_filter(
     guide:torch.Tensor, # (1, H, W)
     image:torch.Tensor, # (1, H, W)
@@ -304,7 +329,7 @@ def guided_filter(
     a = covariance / (box_mean(guide * guide, radius) - mean_g ** 2 + eps)
     return box_mean(a, radius) * guide + box_mean(mean_i - a * mean_g, radius)
 
-# %% ../nbs/14_evaluate.ipynb #14-055
+# %% ../nbs/14_evaluate.ipynb #14-056
 def dehaze(
     image:torch.Tensor, # (3, H, W)
     keep:float=.05, # haze that is left for the sense of depth
@@ -318,12 +343,12 @@ def dehaze(
     transmission = guided_filter(luma(image), transmission).clamp(floor, 1)
     return ((image - airlight) / transmission + airlight).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-056
+# %% ../nbs/14_evaluate.ipynb #14-057
 def unsharp_mask(image:torch.Tensor, sigma:float=1.5, amount:float=.7)->torch.Tensor:
     "The photo plus a share of what a Gaussian takes away from it."
     return (image + amount * (image - convolve(image, gaussian_kernel(sigma)))).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-057
+# %% ../nbs/14_evaluate.ipynb #14-058
 def _with_channels_last(image, function): # through a library that wants (H, W, 3) arrays
     result = np.ascontiguousarray(function(image.permute(1, 2, 0).double().numpy()))
     return torch.from_numpy(result).float().permute(2, 0, 1).clamp(0, 1)
@@ -334,7 +359,7 @@ def total_variation(image:torch.Tensor)->torch.Tensor:
     weight = noise_sigma(image) / 255
     return _with_channels_last(image, lambda x: denoise_tv_chambolle(x, weight=weight, channel_axis=-1))
 
-# %% ../nbs/14_evaluate.ipynb #14-058
+# %% ../nbs/14_evaluate.ipynb #14-059
 def non_local_means(image:torch.Tensor)->torch.Tensor:
     "Non-local means with the estimated noise (scikit-image, fast mode)."
     from skimage.restoration import denoise_nl_means
@@ -342,13 +367,13 @@ def non_local_means(image:torch.Tensor)->torch.Tensor:
     return _with_channels_last(image, lambda x: denoise_nl_means(
         x, h=.8 * s, sigma=s, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1))
 
-# %% ../nbs/14_evaluate.ipynb #14-059
+# %% ../nbs/14_evaluate.ipynb #14-060
 def bm3d(image:torch.Tensor)->torch.Tensor:
     "BM3D with the estimated noise; needs the package bm3d and about a minute a megapixel."
     from bm3d import bm3d_rgb
     return _with_channels_last(image, lambda x: bm3d_rgb(x, noise_sigma(image) / 255))
 
-# %% ../nbs/14_evaluate.ipynb #14-060
+# %% ../nbs/14_evaluate.ipynb #14-061
 CLASSICAL = {'dark channel': dehaze, 'row median': row_median, 'unsharp mask': unsharp_mask,
              'total variation': total_variation, 'non-local means': non_local_means, 'bm3d': bm3d}
 _PACKAGES = {'total variation': 'skimage', 'non-local means': 'skimage', 'bm3d': 'bm3d'}
@@ -359,7 +384,7 @@ def installed(
     "The classical restorers whose packages are installed."
     return tuple(n for n in names if n not in _PACKAGES or find_spec(_PACKAGES[n]))
 
-# %% ../nbs/14_evaluate.ipynb #14-063
+# %% ../nbs/14_evaluate.ipynb #14-064
 class RecordLog:
     "Records by (section, condition, name, settings); with a path, on disk as they come."
     def __init__(self, path=None):
@@ -387,7 +412,7 @@ class RecordLog:
             with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(record) + '\n')
         return record
 
-# %% ../nbs/14_evaluate.ipynb #14-064
+# %% ../nbs/14_evaluate.ipynb #14-065
 def fingerprint(
     module:torch.nn.Module, # any size, quantised or not
 )->str: # 12 hexadecimal digits
@@ -400,17 +425,17 @@ def fingerprint(
             digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-065
+# %% ../nbs/14_evaluate.ipynb #14-066
 def _digest(settings:dict)->str:
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-067
+# %% ../nbs/14_evaluate.ipynb #14-068
 def _by_kind(values)->dict: return {kind: round(float(v), 3) for kind, v in zip(KINDS, values)}
 
 def _severities(diagnosis)->dict: return _by_kind(map(diagnosis.severity, KINDS))
 
-# %% ../nbs/14_evaluate.ipynb #14-068
+# %% ../nbs/14_evaluate.ipynb #14-069
 def reasoner_record(
     pair:Pair,
     reasoner, # `rr.reasoner.Reasoner`
@@ -422,14 +447,16 @@ def reasoner_record(
     seconds = time.perf_counter() - began
     written = _severities(reply.diagnosis)
     expected = written if reply.severity is None else _by_kind(reply.severity)
-    record = dict(true=_severities(pair.diagnosis), expected=expected, written=written,
+    doubt = {} if reply.severity is None else dict(spread=_by_kind(spread(reply.distribution)),
+        rank=_by_kind(rank_of(reply.distribution, [pair.diagnosis.severity(k) for k in KINDS])))
+    record = dict(true=_severities(pair.diagnosis), expected=expected, written=written, **doubt,
                   valid=not reply.error, exact=not reply.error and not reply.repairs,
                   repairs=list(reply.repairs), cot=reply.text, seconds=round(seconds, 3))
     if baselines: record |= dict(mean=_by_kind(baselines.mean[k] for k in KINDS),
                                  classical=_by_kind(baselines.classical(pair.degraded)[k] for k in KINDS))
     return record
 
-# %% ../nbs/14_evaluate.ipynb #14-071
+# %% ../nbs/14_evaluate.ipynb #14-072
 def through_network(
     restorer, # `rr.restorer.Restorer`
     image:torch.Tensor, # (3, H, W)
@@ -442,12 +469,12 @@ def through_network(
     with torch.no_grad(): restored = restorer._restore(image.float(), diagnosis, steps, seed, None)
     return restored.to(image).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-072
+# %% ../nbs/14_evaluate.ipynb #14-073
 def _scores(image, clean)->tuple: # PSNR (None for equal images), SSIM
     value = float(psnr(image, clean))
     return None if math.isinf(value) else round(value, 4), round(float(ssim(image, clean)), 5)
 
-# %% ../nbs/14_evaluate.ipynb #14-073
+# %% ../nbs/14_evaluate.ipynb #14-074
 def restored_versions(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -464,12 +491,12 @@ def restored_versions(
     if condition.name == 'blur' and pair.diagnosis and 'blur' in pair.diagnosis.findings:
         kernel = blur_kernel(pair.diagnosis.findings['blur'].parameters)
         yield 'wiener', wiener(photo, kernel, BOLD)
-    if condition.name == 'mixed':
+    if condition.name in ('mixed', 'all kinds'):
         yield 'none', through_network(restorer, photo, Diagnosis(), steps, seed)
     if condition.name == 'clean': yield 'network', through_network(restorer, photo, diagnosis, steps, seed)
     for name in installed(condition.classical): yield name, CLASSICAL[name](photo)
 
-# %% ../nbs/14_evaluate.ipynb #14-074
+# %% ../nbs/14_evaluate.ipynb #14-075
 def restorer_record(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -487,7 +514,7 @@ def restorer_record(
                 seconds=seconds, psnr={m: s[0] for m, s in scores.items()},
                 ssim={m: s[1] for m, s in scores.items()})
 
-# %% ../nbs/14_evaluate.ipynb #14-077
+# %% ../nbs/14_evaluate.ipynb #14-078
 def one_megapixel(
     photo:torch.Tensor, # (3, H, W)
 )->torch.Tensor: # (3, 1000, 1000)
@@ -495,14 +522,14 @@ def one_megapixel(
     big = F.interpolate(photo[None], (1000, 1000), mode='bicubic', antialias=True)[0].clamp(0, 1)
     return degrade(big, {'fog': 40, 'noise': 30}, seed=0).image
 
-# %% ../nbs/14_evaluate.ipynb #14-078
+# %% ../nbs/14_evaluate.ipynb #14-079
 def _median_seconds(function, repeats):
     times = []
     for _ in range(repeats):
         began = time.perf_counter(); function(); times.append(time.perf_counter() - began)
     return round(sorted(times)[len(times) // 2], 3)
 
-# %% ../nbs/14_evaluate.ipynb #14-079
+# %% ../nbs/14_evaluate.ipynb #14-080
 def _importable(environment)->dict: # so that a process of its own finds the same rr
     known = [str(asset('').parents[1]), environment.get('PYTHONPATH', '')]
     return dict(environment, PYTHONPATH=os.pathsep.join(filter(None, known)))
@@ -525,7 +552,7 @@ def measure_command(
     unit = 1 if sys.platform == 'darwin' else 1024 # bytes
     return dict(command=round(seconds, 3), memory=round(usage.ru_maxrss * unit / 1e9, 3))
 
-# %% ../nbs/14_evaluate.ipynb #14-080
+# %% ../nbs/14_evaluate.ipynb #14-081
 def speed_record(
     pipeline, # `rr.pipeline.ReasonRestore`
     photo:torch.Tensor|None=None, # clean, any size; default: a bundled one
@@ -540,7 +567,7 @@ def speed_record(
     record = dict(seconds=seconds, threads=torch.get_num_threads(), device=str(pipeline.restorer.device))
     return record | (measure_command(image) if command else {})
 
-# %% ../nbs/14_evaluate.ipynb #14-082
+# %% ../nbs/14_evaluate.ipynb #14-083
 def with_interval(rows, statistic, digits:int=1)->str:
     "A statistic as text: `7.5 [6.1, 9.0]`; empty where there is nothing to measure."
     value = statistic(np.asarray(rows)) if len(rows) else math.nan
@@ -548,11 +575,11 @@ def with_interval(rows, statistic, digits:int=1)->str:
     low, high = bootstrap(rows, statistic)
     return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
-# %% ../nbs/14_evaluate.ipynb #14-083
+# %% ../nbs/14_evaluate.ipynb #14-084
 SPEAKERS = {'expected': 'reasoner, expected value (main)', 'written': 'reasoner, as written',
             'classical': 'classical estimators', 'mean': 'always the mean'}
 
-# %% ../nbs/14_evaluate.ipynb #14-084
+# %% ../nbs/14_evaluate.ipynb #14-085
 def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over kinds
     def statistic(rows):
         errors = [severity_error(rows[:, 0, k], rows[:, 1, k], present) for k in kinds]
@@ -562,27 +589,65 @@ def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over ki
 
 def _f1(kinds): return lambda rows: f1_score(presence_counts(rows[:, 0, kinds], rows[:, 1, kinds]).sum(1))
 
-MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, '<= 14'),
-            'MAE, where present': (lambda k: _error(k, True), 1, ''),
-            f'F1 of presence, severity >= {PRESENT}': (_f1, 2, '>= 0.85')}
+def rank_correlation(a, b)->float: # nan where one of them does not vary
+    "Spearman's rank correlation of two lists."
+    from scipy.stats import rankdata
+    a, b = rankdata(a), rankdata(b)
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else math.nan
 
-# %% ../nbs/14_evaluate.ipynb #14-085
+def _spearman(kinds): return lambda rows: rank_correlation(rows[:, 0, kinds].ravel(), rows[:, 1, kinds].ravel())
+
+MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, dict(mixed='<= 14')),
+            'MAE, where present': (lambda k: _error(k, True), 1, {}),
+            'rank correlation': (_spearman, 2, {'all kinds': '>= 0.92'}),
+            f'F1 of presence, severity >= {PRESENT}': (_f1, 2, {'mixed': '>= 0.85', 'all kinds': '>= 0.93'})}
+
+# %% ../nbs/14_evaluate.ipynb #14-086
 def reasoner_table(
     records:list[dict], # of the section reasoner
+    condition:str='mixed', # or 'all kinds'
 )->Table: # a row for each measure and method, a column for each kind
-    "Errors and F1 on the condition mixed; `together` is the mean over kinds, for F1 the micro average."
-    records = [r for r in records if r['condition'] == 'mixed']
-    table = Table(caption=f'Reasoner: {len(records)} photos with one to three kinds, mean [95% interval]')
+    "Errors, rank correlation and F1; `together` is the mean over kinds for errors, and takes all kinds at once for the others."
+    records = [r for r in records if r['condition'] == condition]
+    what = dict(mixed="one to three of the paper's kinds").get(condition, 'one to four of all kinds')
+    table = Table(caption=f'Reasoner: {len(records)} photos with {what}, mean [95% interval]')
     for measure, (make, digits, goal) in MEASURES.items():
         for key, label in SPEAKERS.items():
             if not records or key not in records[0]: continue
             rows = np.array([[list(r[k].values()) for k in ('true', key)] for r in records]) # (photos, 2, K)
             cells = {kind: with_interval(rows, make([i]), digits) for i, kind in enumerate(KINDS)}
             cells['together'] = with_interval(rows, make(range(len(KINDS))), digits)
-            table.append(dict(measure=measure, method=label, **cells, goal=goal if key == 'expected' else ''))
+            table.append(dict(measure=measure, method=label, **cells, goal=goal.get(condition, '') if key == 'expected' else ''))
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-086
+# %% ../nbs/14_evaluate.ipynb #14-088
+def rank_of(
+    distribution:torch.Tensor, # (K, 101)
+    truth:Iterable[float], # severities of `KINDS`
+)->torch.Tensor: # (K,), 0-1
+    "The share of the distribution below the truth, half of the truth's own included: uniform if the distribution is right."
+    i = torch.tensor([round(float(t)) for t in truth])[:, None]
+    return distribution.cumsum(-1).gather(1, i)[:, 0] - distribution.gather(1, i)[:, 0] / 2
+
+def doubt_table(
+    records:list[dict], # of the section reasoner
+    condition:str='all kinds',
+    levels:tuple[float, ...]=(.5, .8, .95),
+)->Table:
+    "Spread, its correlation with the error, and coverage, where a kind is present."
+    records = [r for r in records if r['condition'] == condition and 'spread' in r]
+    table = Table(caption='How sure the reasoner is, and whether rightly; where the kind is present')
+    for kind in (*KINDS, 'together') if records else ():
+        cells = [(r['spread'][k], abs(r['expected'][k] - r['true'][k]), abs(2 * r['rank'][k] - 1))
+                 for r in records for k in KINDS if kind in (k, 'together') and r['true'][k]]
+        if not cells: continue
+        doubt, error, off = map(np.array, zip(*cells))
+        coverage = {f'inside the middle {p:.0%}': f'{(off <= p).mean():.0%}' for p in levels}
+        table.append(dict(kind=kind, photos=len(cells), spread=float(doubt.mean()), error=float(error.mean()),
+                          **{'doubt and error': f'{rank_correlation(doubt, error):.2f}'}, **coverage))
+    return table
+
+# %% ../nbs/14_evaluate.ipynb #14-089
 def writing_table(
     records:list[dict], # of the section reasoner
 )->Table:
@@ -598,13 +663,13 @@ def writing_table(
                       'seconds a photo': float(np.median([r['seconds'] for r in rows]))})
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-088
+# %% ../nbs/14_evaluate.ipynb #14-091
 METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis',
            'wiener': 'Wiener filter, told the kernel',
            'none': 'restorer, no diagnosis', 'network': 'restorer, made to act'}
 CLEAN_GOAL = 36 # dB at which a clean photo is to come back
 
-# %% ../nbs/14_evaluate.ipynb #14-089
+# %% ../nbs/14_evaluate.ipynb #14-092
 def restorer_row(
     condition:str,
     method:str, # a key of `psnr` in the records
@@ -626,7 +691,7 @@ def restorer_row(
             'SSIM out': f'{mean(r["ssim"][method] for r in records):.3f}',
             'goal': f'>= +{goal:g} dB' if goal else f'>= {CLEAN_GOAL} dB' if condition == 'clean' else ''}
 
-# %% ../nbs/14_evaluate.ipynb #14-090
+# %% ../nbs/14_evaluate.ipynb #14-093
 def restorer_table(
     records:list[dict], # of the section restorer
 )->Table:
@@ -638,7 +703,7 @@ def restorer_table(
         table.extend(restorer_row(condition, m, rows) for m in methods)
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-091
+# %% ../nbs/14_evaluate.ipynb #14-094
 def speed_table(
     records:list[dict], # of the section speed
 )->Table:
@@ -653,7 +718,7 @@ def speed_table(
     return Table([dict(what=w, value=v, unit=u, goal=g) for w, v, u, g in rows if v is not None],
                  caption=f'A photo of one megapixel, {where}{note}')
 
-# %% ../nbs/14_evaluate.ipynb #14-092
+# %% ../nbs/14_evaluate.ipynb #14-095
 @dataclass
 class Results:
     "All records of an evaluation, and the tables made of them."
@@ -669,7 +734,8 @@ class Results:
 
     def tables(self)->list[Table]:
         "The tables of the sections that were run."
-        makers = [('reasoner', reasoner_table), ('reasoner', writing_table), ('restorer', restorer_table),
+        makers = [('reasoner', reasoner_table), ('reasoner', lambda r: reasoner_table(r, 'all kinds')),
+                  ('reasoner', doubt_table), ('reasoner', writing_table), ('restorer', restorer_table),
                   ('speed', speed_table)]
         return [t for section, make in makers if (found := self.select(section)) and (t := make(found))]
 
@@ -699,10 +765,10 @@ class Results:
         "The records in a file that `save` or `evaluate(out=...)` wrote."
         return cls(list(RecordLog(path).records.values()))
 
-# %% ../nbs/14_evaluate.ipynb #14-094
+# %% ../nbs/14_evaluate.ipynb #14-097
 SECTIONS = ('reasoner', 'restorer', 'speed')
 
-# %% ../nbs/14_evaluate.ipynb #14-095
+# %% ../nbs/14_evaluate.ipynb #14-098
 class Evaluation:
     "One pipeline under test: its settings, its log, and how each record comes about."
     def __init__(self, pipeline, seed=0, steps=None, train=None, out=None):
@@ -755,13 +821,13 @@ class Evaluation:
         head = dict(section='speed', condition='', name='one megapixel', settings=settings)
         return self.log.add(head | speed_record(self.pipeline, command=self.shipped))
 
-# %% ../nbs/14_evaluate.ipynb #14-096
+# %% ../nbs/14_evaluate.ipynb #14-099
 def check_names(what:str, given:Iterable[str], known:Iterable[str]):
     "`ValueError` that names what is not known."
     if wrong := set(given) - set(known):
         raise ValueError(f'unknown {what} {sorted(wrong)}; expected some of {list(known)}')
 
-# %% ../nbs/14_evaluate.ipynb #14-097
+# %% ../nbs/14_evaluate.ipynb #14-100
 def evaluate(
     folder, # clean photos: one folder or several
     pipeline=None, # `rr.pipeline.ReasonRestore`; default: the shipped weights
@@ -783,7 +849,7 @@ def evaluate(
         from rr.pipeline import ReasonRestore
         pipeline = ReasonRestore.from_pretrained()
     run = Evaluation(pipeline, seed, steps, train and list(train), out)
-    wanted = {'reasoner': ('mixed', 'clean'), 'restorer': tuple(conditions)}
+    wanted = {'reasoner': ('mixed', 'all kinds', 'clean'), 'restorer': tuple(conditions)}
     jobs = [(section, CONDITIONS[c], s) for section in SECTIONS[:2] if section in sections
             for c in wanted[section] for s in sources]
     records = [run.record(section, c, s.name, lambda: condition_pair(s, c, seed))
@@ -791,25 +857,25 @@ def evaluate(
     if 'speed' in sections: records.append(run.speed())
     return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-109
+# %% ../nbs/14_evaluate.ipynb #14-115
 def plot_severity(
     results:Results,
     key:str='expected', # or 'written', 'classical', 'mean'
 ):
-    "A panel for each kind: predicted against true severity, photo by photo."
+    "A panel for each kind, its mean absolute error above: predicted against true severity, photo by photo."
     import matplotlib.pyplot as plt
-    records = results.select('reasoner', 'mixed')
-    figure, axes = plt.subplots(1, len(KINDS), figsize=(3 * len(KINDS), 3), sharex=True, sharey=True)
+    records = results.select('reasoner', 'all kinds')
+    figure, axes = plt.subplots(1, len(KINDS), figsize=(2 * len(KINDS), 2.4), sharex=True, sharey=True)
     for axis, kind in zip(axes, KINDS):
         truth, guess = (np.array([r[k][kind] for r in records]) for k in ('true', key))
         axis.plot([0, 100], [0, 100], color='grey', linewidth=.8)
         axis.plot(truth, guess, 'o', alpha=.6)
-        axis.set(title=f'{kind}: MAE {severity_error(truth, guess):.1f}', xlabel='true severity')
+        axis.set(title=f'{kind}: {severity_error(truth, guess):.1f}', xlabel='true severity')
     axes[0].set_ylabel(SPEAKERS[key], fontsize=8)
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-114
+# %% ../nbs/14_evaluate.ipynb #14-120
 def plot_gain(
     results:Results,
     method:str='predicted',
@@ -832,12 +898,12 @@ def plot_gain(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-121
+# %% ../nbs/14_evaluate.ipynb #14-127
 def _partner(name:str, stems:dict)->Path|None:
     while name not in stems and '_' in name: name = name.rpartition('_')[0]
     return stems.get(name)
 
-# %% ../nbs/14_evaluate.ipynb #14-122
+# %% ../nbs/14_evaluate.ipynb #14-128
 def paired_photos(
     degraded, # folder of damaged photos
     clean, # folder of clean ones: the same name, or the name up to an underscore (1400_3 -> 1400)
@@ -853,7 +919,7 @@ def paired_photos(
             raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
         yield Pair(*images, None, path.name, 0)
 
-# %% ../nbs/14_evaluate.ipynb #14-123
+# %% ../nbs/14_evaluate.ipynb #14-129
 def noisy_photos(
     folder, # clean photos
     sigma:float=25., # 8-bit levels
@@ -867,7 +933,7 @@ def noisy_photos(
         truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
         yield Pair(clean + noise, clean, truth, path.name, seed + i)
 
-# %% ../nbs/14_evaluate.ipynb #14-125
+# %% ../nbs/14_evaluate.ipynb #14-131
 def evaluate_pairs(
     pairs:Iterable[Pair], # of `paired_photos` or `noisy_photos`
     name:str, # of the benchmark, for the table
@@ -888,3 +954,46 @@ def evaluate_pairs(
                for p in tqdm(pairs, leave=False, disable=not progress)]
     if not records: raise ValueError(f'{name}: no pairs given')
     return Results(records, dict(seed=seed, photos=len(records), steps=steps, **run.marks))
+
+# %% ../nbs/14_evaluate.ipynb #14-136
+def read_levels(
+    reasoner, # `rr.reasoner.Reasoner`
+    photos:Iterable, # clean: paths or tensors
+    generators:dict, # name -> (kind, levels, function (photo (3, H, W), level, number of the photo) -> damaged photo)
+    progress:bool=True,
+)->list[dict]: # one record for each photo, generator and level
+    "The severities that the reasoner reads from photos that other code has damaged."
+    from tqdm.auto import tqdm
+    photos = [to_tensor(p) for p in photos]
+    jobs = [(name, level, i) for name, (_, levels, _) in generators.items() for level in levels for i in range(len(photos))]
+    def record(name, level, i):
+        kind, _, damage = generators[name]
+        found = reasoner.severity([damage(photos[i], level, i).clamp(0, 1)])[0]
+        return dict(generator=name, kind=kind, level=float(level), photo=i, expected=_by_kind(found))
+    return [record(*job) for job in tqdm(jobs, leave=False, disable=not progress)]
+
+def level_table(
+    records:list[dict], # of `read_levels`
+)->Table:
+    "Rank correlation of level and severity for each generator, over all its photos, and the mean severity at each level."
+    table = Table(caption="Other people's generators: rank correlation of their level and the severity that is read")
+    for name in dict.fromkeys(r['generator'] for r in records):
+        rows = [r for r in records if r['generator'] == name]
+        pairs = np.array([(r['level'], r['expected'][r['kind']]) for r in rows])
+        means = ', '.join(f'{pairs[pairs[:, 0] == level, 1].mean():.0f}' for level in np.unique(pairs[:, 0]))
+        table.append({'generator': name, 'kind': rows[0]['kind'], 'photos': len({r['photo'] for r in rows}),
+                      'rank correlation': with_interval(pairs, lambda p: rank_correlation(p[:, 0], p[:, 1]), 2),
+                      'mean severity, level by level': means})
+    return table
+
+def compare_twins(
+    reasoner, # `rr.reasoner.Reasoner`
+    pairs:Iterable[Pair], # of `paired_photos`: a damaged and a clean photo of the same scene
+    kind:str, # what is wrong with the damaged one
+    progress:bool=True,
+)->list[dict]:
+    "The severity of one kind that is read from both photos of each pair."
+    from tqdm.auto import tqdm
+    k = KINDS.index(kind)
+    both = lambda p: [round(float(s[k]), 3) for s in reasoner.severity([p.degraded.clamp(0, 1), p.clean])]
+    return [dict(name=p.name, kind=kind, **dict(zip(('damaged', 'clean'), both(p)))) for p in tqdm(pairs, leave=False, disable=not progress)]

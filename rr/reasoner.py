@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'ReasonerError', 'Prompt',
-           'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos', 'model_inputs', 'evaluating',
-           'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'Opening', 'closing',
-           'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors',
-           'tree_distribution', 'expected', 'severity_distribution', 'run', 'Reply', 'read_reply', 'to_replies',
-           'memory_needed', 'free_memory', 'check_memory', 'quantization', 'one_line', 'check_folder', 'hub_reachable',
-           'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'load_nano', 'load_reasoner', 'Reasoner']
+           'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos', 'pictures', 'model_inputs',
+           'with_examples', 'evaluating', 'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens',
+           'Opening', 'closing', 'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide',
+           'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'spread', 'severity_distribution', 'run',
+           'Reply', 'read_reply', 'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization',
+           'one_line', 'check_folder', 'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano',
+           'adapter_kinds', 'load_nano', 'load_reasoner', 'Reasoner']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
 import json, math, re, time, warnings
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import combinations
@@ -41,6 +42,7 @@ class Prompt:
     "What the reasoner is told, besides the photo."
     system: str  # who is asked; '' for none
     question: str  # what is asked, after the photo
+    examples: tuple = ()  # solved before it is asked: (views, chain of thought) of other photos
 
 # %% ../nbs/07_reasoner.ipynb #07-014
 SYSTEM = ('You are an expert in image restoration. You look at a photo and write down which degradations damage '
@@ -59,19 +61,20 @@ def parameter_text(parameter:Parameter) -> str:
     if parameter.choices: return f'{parameter.name} ({" | ".join(parameter.choices)})'
     return f'{parameter.name} {parameter.low:g} to {parameter.high:g} {parameter.unit}'.rstrip()
 
-def full_question() -> str:
+def full_question(
+    kinds:tuple[str, ...] = KINDS,  # what may be wrong with a photo
+) -> str:
     "The five stages, the scale, the parameters of every kind, and an example of the exact form."
-    kinds = {k: '; '.join(map(parameter_text, DEGRADATIONS[k].parameters)) for k in KINDS}
-    parameters = '\n'.join(f'   {kind}: {text}' for kind, text in kinds.items())
+    parameters = '\n'.join(f'   {k}: {"; ".join(map(parameter_text, DEGRADATIONS[k].parameters))}' for k in kinds)
     return f'''Diagnose this photo in five stages, one line each; then write the same facts as one line of JSON.
-1. Identify: which of {", ".join(KINDS)} are present, in this order, or none.
+1. Identify: which of {", ".join(kinds)} are present, in this order, or none.
 2. Quantify: the severity of each of them in three digits, 000 to 100 ({SCALE}).
 3. Parameters: of each degradation that is present:
 {parameters}
 4. Scene: setting, lighting; the scene in a few words; objects; what a restoration must preserve.
 5. Plan: which degradation to remove first (the reverse of the order above), and what to keep.
 Write nothing else, and write it in exactly this form:
-{EXAMPLE.to_cot()}'''
+{EXAMPLE.to_cot(kinds)}'''
 
 FULL_PROMPT = Prompt(SYSTEM, full_question())
 SHORT_PROMPT = Prompt('', 'Diagnose.')
@@ -85,8 +88,10 @@ def chat(
     "One conversation about one photo."
     images = [{'type': 'image', 'image': v} for v in views]
     say = lambda role, text, images=(): {'role': role, 'content': [*images, {'type': 'text', 'text': text}]}
-    messages = [say('user', prompt.question, images)]
-    if prompt.system: messages.insert(0, say('system', prompt.system))
+    messages = [say('system', prompt.system)] if prompt.system else []
+    for seen, answer in prompt.examples:
+        messages += [say('user', prompt.question, [{'type': 'image', 'image': v} for v in seen]), say('assistant', answer)]
+    messages.append(say('user', prompt.question, images))
     if cot is not None: messages.append(say('assistant', cot))
     return messages
 
@@ -110,6 +115,10 @@ def as_photos(images) -> list[Tensor]:  # (3,H,W) each
     return [to_tensor(image) for image in (images if many else [images])]
 
 # %% ../nbs/07_reasoner.ipynb #07-026
+def pictures(views:list[list[Tensor]], prompt:Prompt) -> list[Tensor]:
+    "All pictures of a batch of conversations, in the order in which they are shown."
+    return [image for v in views for seen in [*(e[0] for e in prompt.examples), v] for image in seen]
+
 def model_inputs(
     processor,  # a `Qwen3VLProcessor`
     views:list[list[Tensor]],  # of each photo of the batch
@@ -118,10 +127,27 @@ def model_inputs(
     "The batch as the model takes it: questions of different lengths are padded on the left."
     texts = [processor.apply_chat_template(chat(v, prompt=prompt), tokenize=False, add_generation_prompt=True)
              for v in views]
-    return processor(text=texts, images=[image for v in views for image in v], do_rescale=False, padding=True,
+    return processor(text=texts, images=pictures(views, prompt), do_rescale=False, padding=True,
                      padding_side='left', return_tensors='pt')
 
 # %% ../nbs/07_reasoner.ipynb #07-028
+def with_examples(
+    prompt:Prompt,
+    pairs,  # with `degraded` and `diagnosis`, as `rr.data` makes them; not those that will be asked about
+    n:int,  # examples to show
+    make_views,  # photo (3,H,W) -> list of views, as `Reasoner.views`
+) -> Prompt:
+    "The prompt with `n` of the pairs as solved examples, chosen to cover kinds and severities."
+    left, chosen = list(pairs), []
+    severities = lambda p: torch.tensor([float(p.diagnosis.severity(k)) for k in KINDS])
+    def news(pair):
+        shown = {k for c in chosen for k in c.diagnosis.present}
+        apart = min([(severities(pair) - severities(c)).abs().sum().item() for c in chosen], default=0.)
+        return len(set(pair.diagnosis.present) - shown), apart
+    while left and len(chosen) < n: chosen.append(left.pop(max(range(len(left)), key=lambda i: news(left[i]))))
+    return replace(prompt, examples=tuple((make_views(p.degraded), p.diagnosis.to_cot()) for p in chosen))
+
+# %% ../nbs/07_reasoner.ipynb #07-033
 @contextmanager
 def evaluating(model):
     "The model in eval mode, without gradients, in the device's fast precision; afterwards as it was."
@@ -151,7 +177,7 @@ def decode(
                               eos_token_id=end_tokens(model, tokenizer), return_dict_in_generate=True)
     return model.generate(**inputs, generation_config=config, logits_processor=[guide])
 
-# %% ../nbs/07_reasoner.ipynb #07-033
+# %% ../nbs/07_reasoner.ipynb #07-038
 def hang_severity(
     node:dict,  # token -> node; grows
     digits:list[int],  # the ten digit tokens
@@ -166,7 +192,7 @@ def hang_severity(
     node[one] = {zero: {zero: end}}
     return end
 
-# %% ../nbs/07_reasoner.ipynb #07-036
+# %% ../nbs/07_reasoner.ipynb #07-041
 def digit_tokens(tokenizer) -> list[int]:
     "The tokens of '0' to '9'; ReasonerError where the vocabulary has no single token for a digit."
     tokens = [tokenizer.encode(str(d), add_special_tokens=False) for d in range(10)]
@@ -175,44 +201,46 @@ def digit_tokens(tokenizer) -> list[int]:
 
 def opening_tokens(
     tokenizer,
-    kinds:tuple[str, ...],  # those that stage 1 names
+    present:tuple[str, ...],  # the kinds that stage 1 names
     digits:list[int],  # the ten digit tokens
+    kinds:tuple[str, ...] = KINDS,  # all that stage 2 quantifies
 ) -> tuple[list[int], list[int]]:  # tokens up to the '3' of stage 3, index of each kind's first digit
     "Stages 1 and 2 as tokens, with some digits in them, and where the severities stand."
-    stages = Diagnosis({k: Finding(42) for k in kinds}).to_cot().split('\n')[:2]
+    stages = Diagnosis({k: Finding(42) for k in present}).to_cot(kinds).split('\n')[:2]
     tokens = tokenizer.encode('\n'.join([*stages, '3']), add_special_tokens=False)
-    places = [i for i, t in enumerate(tokens) if t in digits][-3 * len(KINDS) - 1:]
+    places = [i for i, t in enumerate(tokens) if t in digits][-3 * len(kinds) - 1:]
     sites = places[:-1:3]
     wanted = [s + j for s in sites for j in range(3)] + [len(tokens) - 1]
-    if places != wanted or len(sites) != len(KINDS):
+    if places != wanted or len(sites) != len(kinds):
         raise ReasonerError('the tokenizer does not keep the three digits of a severity together')
     return tokens, sites
 
-# %% ../nbs/07_reasoner.ipynb #07-037
+# %% ../nbs/07_reasoner.ipynb #07-042
 class Opening:
     "The graph of all legal beginnings of a chain of thought."
     def __init__(
         self,
         tokenizer,
         severities_only:bool = False,  # end before the last kind's digits: enough to measure, not to read
+        kinds:tuple[str, ...] = KINDS,  # in physical order
     ):
         self.digits, self.root, self.site_nodes = digit_tokens(tokenizer), {}, set()
-        self.severities_only = severities_only
+        self.severities_only, self.kinds = severities_only, kinds
         self.line_ends = {i for token, i in tokenizer.get_vocab().items() if token.endswith('Ċ')}  # Ċ is a line break
-        subsets = [kinds for n in range(len(KINDS) + 1) for kinds in combinations(KINDS, n)]
-        self.length = max(self._add(*opening_tokens(tokenizer, kinds, self.digits), kinds) for kinds in subsets)
+        subsets = [present for n in range(len(kinds) + 1) for present in combinations(kinds, n)]
+        self.length = max(self._add(*opening_tokens(tokenizer, present, self.digits, kinds), present) for present in subsets)
 
-    def _add(self, tokens, sites, kinds) -> int:
+    def _add(self, tokens, sites, present) -> int:
         node, start = self.root, 0
-        for kind, site in zip(KINDS, sites):
+        for kind, site in zip(self.kinds, sites):
             for token in tokens[start:site]: node = node.setdefault(token, {})
             self.site_nodes.add(id(node))
-            if self.severities_only and kind == KINDS[-1]: return site
-            node, start = hang_severity(node, self.digits, kind in kinds), site + 3
+            if self.severities_only and kind == self.kinds[-1]: return site
+            node, start = hang_severity(node, self.digits, kind in present), site + 3
         for token in tokens[start:]: node = node.setdefault(token, {})
         return len(tokens)
 
-# %% ../nbs/07_reasoner.ipynb #07-042
+# %% ../nbs/07_reasoner.ipynb #07-047
 def closing(
     text:str,  # a reply so far
     tokenizer,
@@ -226,7 +254,7 @@ def closing(
     for token in reversed(tokenizer.encode(parsed.diagnosis.to_json())): node = {token: node}
     return node, tuple(r for r in parsed.repairs if 'JSON' not in r)
 
-# %% ../nbs/07_reasoner.ipynb #07-045
+# %% ../nbs/07_reasoner.ipynb #07-050
 def quantile_digit(
     probabilities:Tensor,  # (10,) of the next digit; need not sum to 1
     rank:float,  # the quantile that is wanted, 0 to 1
@@ -242,11 +270,11 @@ def decimal_follows(
 ) -> bool:
     "Does the text end where a parameter with one digit before the point and a known number of decimals begins?"
     line = text.rpartition('\n')[2]
-    words = re.split('[:;] ', line)[-1].replace('-', ' ').split()
+    words = re.split('[:;] ', line)[-1].rstrip('-').split()
     if not line.startswith('3.') or len(words) < 2 or words[0] not in DEGRADATIONS: return False
     return any(p.decimals and p.high < 10 for p in DEGRADATIONS[words[0]].parameters if p.name == words[-1])
 
-# %% ../nbs/07_reasoner.ipynb #07-049
+# %% ../nbs/07_reasoner.ipynb #07-054
 @lru_cache(maxsize=4)  # a vocabulary has up to 150,000 tokens, and every batch asks
 def sign_twins(tokenizer) -> dict[int, int]:
     "For each token that may stand before a number, the one that differs only in a minus sign at its end."
@@ -284,7 +312,7 @@ class MedianDigits:
         digit, self.ranks[row] = quantile_digit(scores[self.digits].float().softmax(0), self.ranks[row])
         return self.digits[digit]
 
-# %% ../nbs/07_reasoner.ipynb #07-051
+# %% ../nbs/07_reasoner.ipynb #07-056
 class Guide:
     "A logits processor: keeps beginning and end legal, writes medians, notes probabilities and the columns of the severities."
     def __init__(
@@ -335,7 +363,7 @@ class Guide:
         self.numbers.before = scores
         return chosen
 
-# %% ../nbs/07_reasoner.ipynb #07-056
+# %% ../nbs/07_reasoner.ipynb #07-061
 PARENT = torch.tensor([-1, 0, 0] + [1] * 10 + [2])  # of root, '0', '1', '00' .. '09', '10'
 DEPTH = torch.tensor([0, 1, 1] + [2] * 11)  # digits written so far
 
@@ -354,7 +382,7 @@ def tree_ancestors() -> Tensor:  # (14,14) bool
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
-# %% ../nbs/07_reasoner.ipynb #07-059
+# %% ../nbs/07_reasoner.ipynb #07-064
 def tree_distribution(
     log_p:Tensor,  # (..., 14, 10) log-probability of each digit after each node
 ) -> Tensor:  # (..., 101) sums to 1
@@ -369,7 +397,14 @@ def expected(
     "The expected value of a severity."
     return distribution @ torch.arange(101., device=distribution.device, dtype=distribution.dtype)
 
-# %% ../nbs/07_reasoner.ipynb #07-060
+def spread(
+    distribution:Tensor,  # (...,101)
+) -> Tensor:  # (...,), 0..50
+    "The standard deviation of a severity: how much the reasoner doubts."
+    severities = torch.arange(101., device=distribution.device, dtype=distribution.dtype)
+    return (distribution @ severities.square() - expected(distribution).square()).clamp_min(0).sqrt()
+
+# %% ../nbs/07_reasoner.ipynb #07-065
 @torch.no_grad()
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
@@ -395,7 +430,7 @@ def severity_distribution(
                    past_key_values=cache, use_cache=True).logits.float()
     return tree_distribution(logits.log_softmax(-1)[..., digits].view(B, K, N, 10))
 
-# %% ../nbs/07_reasoner.ipynb #07-062
+# %% ../nbs/07_reasoner.ipynb #07-067
 def run(
     model,  # a `Qwen3VLForConditionalGeneration`
     processor,  # its `Qwen3VLProcessor`
@@ -413,7 +448,7 @@ def run(
         p = severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
         return new, p.cpu()
 
-# %% ../nbs/07_reasoner.ipynb #07-070
+# %% ../nbs/07_reasoner.ipynb #07-075
 @dataclass
 class Reply:
     "What the reasoner wrote about one photo, and how sure it was."
@@ -437,7 +472,7 @@ def read_reply(text:str) -> dict:
     except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
     return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
 
-# %% ../nbs/07_reasoner.ipynb #07-073
+# %% ../nbs/07_reasoner.ipynb #07-078
 def to_replies(
     tokenizer,
     new:Tensor,  # (B,n) reply tokens
@@ -459,7 +494,7 @@ def to_replies(
         replies.append(reply)
     return replies
 
-# %% ../nbs/07_reasoner.ipynb #07-076
+# %% ../nbs/07_reasoner.ipynb #07-081
 FOUR_BIT = 4.5 / 8  # bytes a weight: 4 bits, and a float32 scale for every 64 weights
 
 def memory_needed(
@@ -483,7 +518,7 @@ def free_memory(device:torch.device) -> int:  # bytes
     import psutil
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
-# %% ../nbs/07_reasoner.ipynb #07-077
+# %% ../nbs/07_reasoner.ipynb #07-082
 def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:torch.device):
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
@@ -503,7 +538,7 @@ def quantization(quantize:str|None):  # None or '4bit'
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
                               bnb_4bit_compute_dtype=torch.bfloat16)
 
-# %% ../nbs/07_reasoner.ipynb #07-082
+# %% ../nbs/07_reasoner.ipynb #07-087
 def one_line(error:Exception) -> str:
     "The first line of an error's message."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -546,7 +581,7 @@ def fetch(
         raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a '
                             f'network, `hf download {name}` fetches it once') from e
 
-# %% ../nbs/07_reasoner.ipynb #07-083
+# %% ../nbs/07_reasoner.ipynb #07-088
 def load_qwen(
     name:str,  # folder or hub id of a Qwen3-VL model
     device:torch.device,
@@ -569,7 +604,7 @@ def load_qwen(
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
 
-# %% ../nbs/07_reasoner.ipynb #07-084
+# %% ../nbs/07_reasoner.ipynb #07-089
 def adapter_base(name:str) -> str|None:
     "The model that the LoRA adapter in the folder `name` belongs to; None where there is no adapter."
     settings = Path(name) / 'adapter_config.json'
@@ -583,6 +618,14 @@ def is_nano(name:str) -> bool:  # 'nano', or a folder with weights of a `NanoTow
     try:
         with safe_open(weights, 'pt') as f: return any(k.startswith('model.visual.body.') for k in f.keys())
     except Exception: return False  # damaged: `load_qwen` says what is wrong
+
+def adapter_kinds(name:str) -> tuple[str, ...]:
+    "The kinds that the adapter in the folder `name` was taught; `ReasonerError` for one that is not registered."
+    note = Path(name) / 'kinds.json'
+    kinds = tuple(json.loads(note.read_text())) if note.is_file() else KINDS
+    if strange := [k for k in kinds if k not in DEGRADATIONS]:
+        raise ReasonerError(f'{name} diagnoses {", ".join(strange)}: register that kind first (rr.degrade.register)')
+    return kinds
 
 def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # model, processor
     "The nano reasoner, from the package or a folder."
@@ -600,21 +643,20 @@ def load_reasoner(
     max_pixels:int|None = None,  # the view's largest area; None: one megapixel, which is 1024 tokens
 ):
     "A reasoner from the package, a folder, or the hub; `ReasonerError` says in one line what is missing."
-    device = torch.device(device or pick_device())
-    if is_nano(str(name)):
-        if quantize or min_pixels or max_pixels:
-            raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
-        model, processor = load_nano(str(name), device, dtype or torch.float32)
-        return cls(model, processor, SHORT_PROMPT, nano_views)
-    base = adapter_base(str(name))
-    model, processor = load_qwen(base or str(name), device, dtype or torch.bfloat16, quantize)
+    device, base, kinds = torch.device(device or pick_device()), adapter_base(str(name)), adapter_kinds(str(name))
+    small = is_nano(source := base or str(name))
+    if small and (quantize or min_pixels or max_pixels):
+        raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
+    if small: model, processor = load_nano(source, device, dtype or torch.float32)
+    else: model, processor = load_qwen(source, device, dtype or torch.bfloat16, quantize)
     if base: fetch('adapter', str(name), lambda folder, **_: model.load_adapter(folder), offline=True)
+    if small: return cls(model, processor, SHORT_PROMPT, nano_views, kinds=kinds)
     p = processor.image_processor
     p.size = {'shortest_edge': min_pixels or p.size['shortest_edge'],
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
-    return cls(model, processor)
+    return cls(model, processor, replace(FULL_PROMPT, question=full_question(kinds)), kinds=kinds)
 
-# %% ../nbs/07_reasoner.ipynb #07-086
+# %% ../nbs/07_reasoner.ipynb #07-091
 class Reasoner:
     "Looks at photos and writes diagnoses; the nano and the Qwen size are both this class."
     def __init__(
@@ -624,11 +666,12 @@ class Reasoner:
         prompt:Prompt = FULL_PROMPT,
         make_views=None,  # photo (3,H,W) -> list of views (3,h,w); None: the photo within the pixel budget
         batch_size:int = 8,  # photos that go through the model together
+        kinds:tuple[str, ...] = KINDS,  # what it quantifies, in physical order
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
-        self.prompt, self.make_views, self.batch_size = prompt, make_views, batch_size
-        self.opening = Opening(self.tokenizer)
-        self.short_opening = Opening(self.tokenizer, severities_only=True)
+        self.prompt, self.make_views, self.batch_size, self.kinds = prompt, make_views, batch_size, tuple(kinds)
+        self.opening = Opening(self.tokenizer, kinds=self.kinds)
+        self.short_opening = Opening(self.tokenizer, severities_only=True, kinds=self.kinds)
 
     from_pretrained = classmethod(load_reasoner)
 
@@ -670,13 +713,13 @@ class Reasoner:
         return [r.diagnosis for r in replies]
 
     def severity_distribution(self, images) -> Tensor:  # (B,K,101)
-        "For each of `KINDS`, the distribution over 0..100 given what the model writes before it."
+        "For each of its kinds, the distribution over 0..100 given what the model writes before it."
         found = [run(self.model, self.processor, inputs, Guide(self.short_opening, self.tokenizer),
                      self.short_opening.length + 1)[1] for inputs in self.batches(images)]
-        return torch.cat(found) if found else torch.zeros(0, len(KINDS), 101)
+        return torch.cat(found) if found else torch.zeros(0, len(self.kinds), 101)
 
     def severity(self, images) -> Tensor:  # (B,K)
-        "Expected severity of each of `KINDS`, 0..100; the same every time."
+        "Expected severity of each of its kinds, 0..100; the same every time."
         return expected(self.severity_distribution(images))
 
     def __repr__(self):

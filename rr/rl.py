@@ -455,6 +455,7 @@ class GRPO:
     ):
         self.policy, self.reward, self.reference = policy, reward, reference
         self.config, self.log, self.history = config or GRPOConfig(), log, []
+        self.watchers = []  # functions that get every record, such as `rr.widgets.RLMonitor`
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         check_trainer(self)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.config.lr, weight_decay=0.)
@@ -494,6 +495,7 @@ class GRPO:
         self.history.append(record)
         if self.log is not None:
             with open(self.log, 'a') as f: f.write(json.dumps(record) + '\n')
+        for watcher in self.watchers: watcher(record)
         return record
 
 # %% ../nbs/11_rl.ipynb #11-069

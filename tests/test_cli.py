@@ -175,7 +175,7 @@ def test_evaluate_prints_a_table_and_keeps_its_records(tmp_path, photos):
     done = rr_command('evaluate', *options, timeout=1200)
     assert done.returncode == 0 and 'fog' in done.stdout and '|' in done.stdout, done.stderr
     lines = (tmp_path / 'out/records.jsonl').read_text().splitlines()
-    assert {json.loads(line)['condition'] for line in lines} == {'mixed', 'clean'}
+    assert {json.loads(line)['condition'] for line in lines} == {'mixed', 'all kinds', 'clean'}
     as_json = rr_command('evaluate', *options, '--json', timeout=1200)
     assert as_json.stdout.splitlines() == lines, 'known records are not made again'
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from rr.core import asset, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
-from rr.data import EVALUATION, evaluation_pairs
+from rr.data import EVALUATION, Pair, evaluation_pairs
 from rr.degrade import KINDS, degrade
 from rr.diagnosis import Diagnosis, Finding
-from rr.evaluate import (CLASSICAL, CONDITIONS, RecordLog, Results, bootstrap, condition_pair,
-                         dehaze, evaluate, evaluate_pairs, evaluation_photos, f1_score, fingerprint, fit_baselines,
-                         fit_estimator, installed, measure_command, noise_sigma, noisy_photos, paired_photos,
-                         presence_counts, reasoner_table, restorer_table, row_median, severity_error, speed_record,
+from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, RecordLog, Results, bootstrap, compare_twins, condition_pair,
+                         dehaze, doubt_table, evaluate, evaluate_pairs, evaluation_photos, f1_score, fingerprint, fit_baselines,
+                         fit_estimator, installed, level_table, measure_command, noise_sigma, noisy_photos, paired_photos,
+                         presence_counts, rank_correlation, rank_of, read_levels, reasoner_table, restorer_table, row_median, severity_error, speed_record,
                          speed_table, ssim, with_interval)
 from rr.reasoner import Reply, read_reply
 from rr.severity import center_crop
@@ -266,12 +266,12 @@ def test_resumes_without_asking_again_and_notices_new_weights(folder, pipeline, 
 def test_restorer_uses_what_the_reasoner_section_wrote(folder, pipeline):
     evaluate(folder, pipeline, sections=('reasoner', 'restorer'), conditions=('mixed', 'clean'), progress=False,
              train=[folder / 'lake.png'])
-    assert pipeline.reasoner.asked == 6
+    assert pipeline.reasoner.asked == 9
 
 
 def test_unknown_names_are_refused(folder, pipeline):
     with pytest.raises(ValueError, match="section.*'speeed'"): evaluate(folder, pipeline, sections=('speeed',))
-    with pytest.raises(ValueError, match="condition.*'snow'"): evaluate(folder, pipeline, conditions=('snow',))
+    with pytest.raises(ValueError, match="condition.*'hail'"): evaluate(folder, pipeline, conditions=('hail',))
 
 
 def test_results_save_and_show(folder, pipeline, tmp_path):
@@ -318,7 +318,7 @@ shipped = pytest.mark.skipif(not asset('nano-restorer').exists(), reason='no wei
 def test_shipped_pipeline_is_measured(folder, tmp_path):
     results = evaluate(folder, limit=1, seed=1, conditions=('noise 25',), sections=('reasoner', 'restorer'),
                        progress=False, train=[folder / 'lake.png'], out=tmp_path / 'r.jsonl')
-    assert len(results.tables()) == 3 and results.select('reasoner', 'mixed')[0]['valid']
+    assert len(results.tables()) == 5 and results.select('reasoner', 'mixed')[0]['valid']
 
 
 @shipped
@@ -334,3 +334,63 @@ def test_a_relative_folder_gives_the_same_photos(monkeypatch):
     monkeypatch.chdir(asset('photos').parent)
     assert evaluation_photos('photos') == evaluation_photos(asset('photos'))
     assert [s.name for s in evaluation_photos(['photos', asset('photos')], 1)] == ['photos/astronaut.jpg'] * 2
+
+
+def test_rank_of_a_right_distribution_is_uniform():
+    g = torch.Generator().manual_seed(0)
+    p = torch.rand(2000, 101, generator=g) ** 8
+    p = p / p.sum(1, keepdim=True)
+    drawn = p.multinomial(1, generator=g)[:, 0]
+    ranks = rank_of(p, drawn.tolist())
+    assert ranks.mean() == pytest.approx(.5, abs=.02)
+    assert (abs(2 * ranks - 1) <= .8).float().mean() == pytest.approx(.8, abs=.03)
+    sure = torch.zeros(1, 101); sure[0, 7] = 1
+    assert [float(rank_of(sure, [t])) for t in (3, 7, 20)] == [0, .5, 1]
+
+
+def test_rank_correlation_is_scipys():
+    from scipy.stats import spearmanr
+    g = np.random.default_rng(0)
+    a, b = g.integers(0, 9, 50), g.integers(0, 9, 50)
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def test_doubt_is_counted_where_the_kind_is_present():
+    absent = dict.fromkeys(KINDS, 0.)
+    def record(true, expected, spread, rank):
+        of_fog = lambda value: absent | dict(fog=float(value))
+        return dict(condition='all kinds', true=of_fog(true), expected=of_fog(expected), spread=of_fog(spread), rank=of_fog(rank))
+    rows = [record(50, 50, 1, .5), record(50, 60, 4, .2), record(50, 80, 9, .999), record(0, 70, 9, 0)]
+    fog, together = doubt_table(rows)
+    assert fog['photos'] == together['photos'] == 3 and fog['error'] == pytest.approx(40 / 3)
+    assert fog['doubt and error'] == '1.00' and fog['inside the middle 80%'] == '67%'
+
+
+@pytest.mark.parametrize('kind', STATISTICS)
+def test_classical_statistic_moves_with_its_kind(kind):
+    photos = [center_crop(to_tensor(p), 200) for p in bundled_photos().values()]
+    values = [float(np.mean([STATISTICS[kind](degrade(p, {kind: s} if s else {}, seed=0).image) for p in photos])) for s in (0, 60, 95)]
+    assert values == sorted(values) or values == sorted(values, reverse=True)
+    assert abs(values[2] - values[0]) > 1e-3
+
+
+class Judge:
+    "Reads the first pixel as the severity of noise."
+    def severity(self, images):
+        found = torch.zeros(len(images), len(KINDS))
+        found[:, KINDS.index('noise')] = torch.stack([i[0, 0, 0] for i in images]) * 100
+        return found
+
+
+def test_levels_and_twins_by_hand():
+    photos = [torch.full((3, 16, 16), v) for v in (.1, .2)]
+    rising = lambda photo, level, i: photo + .1 * level
+    falling = lambda photo, level, i: photo - .01 * level
+    rows = read_levels(Judge(), photos, {'up': ('noise', (1, 2, 3), rising), 'down': ('noise', (1, 2), falling)}, progress=False)
+    assert len(rows) == 10 and rows[0]['expected']['noise'] == pytest.approx(20, abs=.01)
+    up, down = level_table(rows)
+    assert float(up['rank correlation'].split()[0]) > .8 and float(down['rank correlation'].split()[0]) < 0
+    assert up['mean severity, level by level'] == '25, 35, 45'
+    twins = [Pair(photos[1], photos[0], None, 'a', 0), Pair(photos[0], photos[1], None, 'b', 0)]
+    assert [r['damaged'] > r['clean'] for r in compare_twins(Judge(), twins, 'noise', progress=False)] == [True, False]

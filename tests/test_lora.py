@@ -1,0 +1,174 @@
+"An adapter on a reasoner of either size: trained, saved, loaded, merged, on one process and on two; and its shape at full size."
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rr.core import seeded
+from rr.data import PairStream, Recipe, clean_photos
+from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, register, to_linear, to_srgb
+from rr.diagnosis import Diagnosis, Finding, Scene
+from rr.finetune import ChatCollator, add_adapter, kept_for_backward, merge_adapter, sample_texts, save_adapter, teach, training_memory
+from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
+from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, model_inputs, with_examples
+from tiny_qwen import real_config, tiny_model, tiny_processor
+
+PHOTOS = Path(__file__).parents[1] / 'rr/assets/photos'
+PHOTO = torch.rand(3, 200, 180, generator=seeded(3))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope='module')
+def nano_folder(tmp_path_factory):
+    tokenizer = train_tokenizer(sample_texts([Scene()], 400), vocab_size=700)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('base')
+    save_nano_reasoner(build_nano_reasoner(nano_reasoner_config(tokenizer, 64, 2, 4)), nano_processor(tokenizer), folder)
+    return folder
+
+
+@pytest.fixture
+def vignette():
+    "A kind that no weights know."
+    class Vignette(Degradation):
+        name, parameters, ramp = 'vignette', (Parameter('falloff', '', 0, 1, 2),), dict(falloff=(0, 1))
+        def apply(self, image, params, generator, depth=None):
+            ys, xs = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in image.shape[-2:]), indexing='ij')
+            return to_srgb(to_linear(image) * (1 - params['falloff'] * (xs ** 2 + ys ** 2) / 2))
+    register(Vignette(), before='noise')
+    yield tuple(k for k in DEGRADATIONS if k in (*KINDS, 'vignette'))
+    DEGRADATIONS.pop('vignette')
+
+
+def streams(size=96, **recipe): return [PairStream(clean_photos(PHOTOS), size, Recipe(**recipe))]
+
+
+def test_adapter_of_nano_learns_a_new_kind_and_comes_back_the_same(nano_folder, tmp_path, vignette):
+    base = Reasoner.from_pretrained(nano_folder)
+    before = {k: v.clone() for k, v in base.model.state_dict().items()}
+    tuned = teach(base, streams(kinds=('vignette', 'noise')), tmp_path / 'a', nano_folder, vignette, steps=3, batch=2, rank=4, learning_rate=1e-2)
+    trained = [n for n, p in tuned.model.named_parameters() if p.requires_grad]
+    assert trained and all('lora_' in n and 'visual' not in n for n in trained)
+    plain = tuned.model.get_base_model().state_dict()
+    assert all(torch.equal(before[n], plain[n.replace('_proj.weight', '_proj.base_layer.weight') if n not in plain else n]) for n in before)
+    with torch.no_grad():  # far from zero, so that the comparison means something
+        for n, p in tuned.model.named_parameters():
+            if 'lora_B' in n: torch.nn.init.normal_(p, std=.5, generator=seeded(1))
+    save_adapter(tuned.model, tmp_path / 'a', nano_folder, vignette)
+    want = tuned.severity(PHOTO)
+    loaded = Reasoner.from_pretrained(tmp_path / 'a')
+    assert loaded.kinds == vignette and want.shape == (1, len(KINDS) + 1)
+    assert torch.allclose(loaded.severity(PHOTO), want, atol=1e-2)
+    merge_adapter(tmp_path / 'a', tmp_path / 'merged')
+    merged = Reasoner.from_pretrained(tmp_path / 'merged')
+    assert merged.kinds == vignette and not (tmp_path / 'merged/adapter_config.json').exists()
+    assert torch.allclose(merged.severity(PHOTO), want, atol=1.5)  # half precision
+    assert (want[:, :-1] - Reasoner.from_pretrained(nano_folder).severity(PHOTO)).abs().max() > .5
+    text = merged.reply(PHOTO)[0].text
+    assert 'vignette ' in text.split('\n')[1]
+
+
+def test_adapter_of_an_unregistered_kind_is_refused_in_one_line(nano_folder, tmp_path):
+    (tmp_path / 'adapter_config.json').write_text(json.dumps(dict(base_model_name_or_path=str(nano_folder))))
+    (tmp_path / 'kinds.json').write_text('["fog", "hail"]')
+    with pytest.raises(ReasonerError, match='hail: register that kind first'): Reasoner.from_pretrained(tmp_path)
+
+
+def test_teaching_resumes_where_it_was(nano_folder, tmp_path):
+    run = lambda steps, **options: teach(Reasoner.from_pretrained(nano_folder), streams(), tmp_path, nano_folder, steps=steps, batch=1, rank=2, **options)
+    run(2, save_steps=2)
+    run(4, save_steps=2)
+    steps = [json.loads(line) for line in (tmp_path / 'log.jsonl').read_text().splitlines()]
+    assert [p.name for p in tmp_path.glob('checkpoint-*')] == ['checkpoint-4'] and steps[-1]['step'] == 4
+
+
+@pytest.mark.parametrize('vision', [False, True])
+def test_adapter_of_qwen_through_the_same_lines(tmp_path, vision):
+    reasoner = Reasoner(tiny_model(spread=.05), tiny_processor(), SHORT_PROMPT)
+    tuned = teach(reasoner, streams(64), tmp_path, 'tiny', steps=2, batch=2, rank=2, vision=vision, gradient_checkpointing=True)
+    trained = [n for n, p in tuned.model.named_parameters() if p.requires_grad]
+    assert any('visual' in n for n in trained) == vision and any('language_model' in n for n in trained)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in tuned.model.parameters())
+    moved = [p.abs().max() for n, p in tuned.model.named_parameters() if 'lora_B' in n]
+    assert sum(m > 0 for m in moved) == len(moved)
+    assert tuned.severity(PHOTO).shape == (1, len(KINDS))
+
+
+@pytest.mark.parametrize('size,rank', [('2B', 16), ('4B', 16), ('8B', 32)])
+def test_adapter_fits_the_full_size_shapes(size, rank):
+    from transformers import Qwen3VLForConditionalGeneration
+    config = real_config(size)
+    t = config.text_config
+    with torch.device('meta'): model = add_adapter(Qwen3VLForConditionalGeneration(config), rank)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    q, kv = t.num_attention_heads * t.head_dim, t.num_key_value_heads * t.head_dim
+    one_layer = sum(a + b for a, b in [(t.hidden_size, q), (t.hidden_size, kv), (t.hidden_size, kv), (q, t.hidden_size),
+                                       *[(t.hidden_size, t.intermediate_size)] * 2, (t.intermediate_size, t.hidden_size)])
+    assert trained == rank * t.num_hidden_layers * one_layer
+    with torch.device('meta'): seeing = add_adapter(Qwen3VLForConditionalGeneration(config), rank, vision=True)
+    assert sum(p.numel() for p in seeing.parameters() if p.requires_grad) > trained
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_as_a_command_on_one_process_and_on_two(nano_folder, tmp_path, processes):
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}', '-m', 'rr.finetune', 'lora', PHOTOS, tmp_path,
+               '--base', nano_folder, '--steps', 2, '--batch', 2, '--rank', 2, '--threads', 1]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, cwd=PHOTOS.parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Reasoner.from_pretrained(tmp_path).kinds == KINDS
+    assert json.loads((tmp_path / 'log.jsonl').read_text().splitlines()[-1])['step'] == 2
+
+
+def test_only_the_answer_to_the_last_question_is_learnt(nano_folder):
+    reasoner = Reasoner.from_pretrained(nano_folder)
+    stream = streams()[0]
+    prompt = with_examples(SHORT_PROMPT, [stream[i] for i in range(4)], 2, nano_views)
+    batch = ChatCollator(reasoner.processor, prompt=prompt)([stream[9]])
+    learnt = reasoner.tokenizer.decode(batch['labels'][0][batch['labels'][0] != -100])
+    assert learnt == stream[9].diagnosis.to_cot() + '<|im_end|>\n'
+
+
+def test_examples_cover_kinds_first():
+    class Case:
+        def __init__(self, **severities):
+            self.degraded, self.diagnosis = PHOTO, Diagnosis({k: Finding(s) for k, s in severities.items()})
+    cases = [Case(fog=50), Case(fog=52), Case(noise=10, blur=20), Case(fog=95)]
+    prompt = with_examples(Prompt('', 'What?'), cases, 3, lambda photo: [photo])
+    assert [a for _, a in prompt.examples] == [cases[i].diagnosis.to_cot() for i in (2, 3, 0)]
+    roles = [m['role'] for m in chat([PHOTO], prompt=prompt)]
+    assert roles == ['user', 'assistant'] * 3 + ['user']
+
+
+def test_examples_reach_qwen():
+    processor = tiny_processor()
+    prompt = Prompt(FULL_PROMPT.system, FULL_PROMPT.question, ((([PHOTO[:, :96, :96]]), Diagnosis().to_cot()),))
+    inputs = model_inputs(processor, [[PHOTO[:, :64, :64]]], prompt)
+    assert len(inputs['image_grid_thw']) == 2
+    assert (inputs['input_ids'] == processor.image_token_id).sum() == inputs['image_grid_thw'].prod(1).sum() // 4
+
+
+@pytest.mark.parametrize('tokens', [40, 130])
+def test_memory_plan_counts_what_a_real_run_keeps(tokens):
+    from transformers import Qwen3VLForConditionalGeneration
+    real = add_adapter(tiny_model(), 4).train()
+    with torch.device('meta'): planned = add_adapter(Qwen3VLForConditionalGeneration(real.get_base_model().config), 4).train()
+    assert 0 < kept_for_backward(real, 2, tokens) <= kept_for_backward(planned, 2, tokens)  # attention may be fused
+    for model in (real, planned): model.gradient_checkpointing_enable()
+    assert kept_for_backward(real, 2, tokens) == kept_for_backward(planned, 2, tokens) > 0
+
+
+def test_memory_plan_of_the_real_shapes():
+    plain, saving, packed = (training_memory(real_config('4B'), **o) for o in (dict(checkpointing=False), {}, dict(quantize='4bit')))
+    assert saving['together'] < plain['together'] / 2 and packed['weights'] < .55 * saving['weights']
+    assert saving['weights'] == pytest.approx(8.88, abs=.02)
+    assert training_memory(real_config('4B'), batch=2)['kept'] == pytest.approx(2 * saving['kept'], rel=.02)
