@@ -201,7 +201,7 @@ class WhatIf(widgets.VBox):
         self.diagnosis, self.following = self.reply.diagnosis, False
         self.sliders = {k: widgets.IntSlider(self.diagnosis.severity(k), 0, 100, description=k, continuous_update=False)
                         for k in getattr(pipeline.reasoner, 'kinds', KINDS)}
-        self.text = widgets.Textarea(continuous_update=False, layout={'width': '100%', 'height': '6rem'})
+        self.text = widgets.Textarea(continuous_update=False, layout={'width': '98%', 'height': '6rem'})
         self.reset = widgets.Button(description='as diagnosed', tooltip="back to the reasoner's own diagnosis")
         self.busy, self.note, self.restored = Busy(), widgets.HTML(), Picture(self.photo, '')
         self._cached = lru_cache(32)(self._restore)
@@ -296,7 +296,7 @@ class DatasetBrowser(widgets.VBox):
         self.back.on_click(lambda button: self.seek(self.at - 1, -1))
         self.forth.on_click(lambda button: self.seek(self.at + 1, 1))
         self.seek(0, 1)
-        super().__init__([widgets.HBox([self.kind, self.range, self.back, self.forth, self.label, self.busy]),
+        super().__init__([widgets.HBox([self.kind, self.range, self.back, self.forth]), widgets.HBox([self.label, self.busy]),
                           widgets.HBox([self.degraded, self.clean]), self.report])
 
     def severities(self, i:int)->dict: # kind -> severity, of those present
