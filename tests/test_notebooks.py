@@ -12,7 +12,7 @@ import pytest
 
 from conftest import ROOT, python, tracked_files
 
-NOTEBOOKS = sorted((ROOT / 'nbs').glob('*.ipynb'))
+NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 SKIPPED_FLAGS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['nbdev']['tst_flags'].split()
 RUN = """
 import sys
@@ -59,7 +59,7 @@ def test_package_is_what_the_notebooks_export(copied):
 def test_notebooks_are_clean(copied):
     cleaned = python('-c', 'from nbdev.clean import nbdev_clean; nbdev_clean()', cwd=copied)
     assert cleaned.returncode == 0, cleaned.stderr
-    dirty = [p.name for p in NOTEBOOKS if (copied / 'nbs' / p.name).read_bytes() != p.read_bytes()]
+    dirty = [p.name for p in NOTEBOOKS if (copied / p.relative_to(ROOT)).read_bytes() != p.read_bytes()]
     assert dirty == [], 'run nbdev-clean'
 
 
