@@ -37,7 +37,7 @@ def render():
     notebook = shown(nbformat.read(ROOT / 'nbs/index.ipynb', 4))
     resources = {'output_files_dir': 'docs/images', 'unique_key': 'readme'}
     text, resources = MarkdownExporter(config=config).from_notebook_node(notebook, resources)
-    text = re.sub(r'\]\((\d\d_\w+\.ipynb)\)', r'](nbs/\1)', text)
+    text = re.sub(r'\]\(((?:lessons/|\d\d_)\w+\.ipynb)\)', r'](nbs/\1)', text)
     text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return text, {Path(name).name: data for name, data in resources['outputs'].items()}
 

@@ -9,9 +9,9 @@ __all__ = ['PRESENT', 'LUMA', 'STATISTICS', 'CONDITIONS', 'CLASSICAL', 'SPEAKERS
            'snow_statistic', 'low_light_statistic', 'jpeg_statistic', 'SeverityEstimator', 'fit_estimator', 'Baselines',
            'fit_baselines', 'Condition', 'fixed_severity', 'Source', 'evaluation_photos', 'condition_pair', 'box_mean',
            'guided_filter', 'dehaze', 'unsharp_mask', 'total_variation', 'non_local_means', 'bm3d', 'installed',
-           'RecordLog', 'fingerprint', 'reasoner_record', 'through_network', 'restored_versions', 'restorer_record',
-           'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'rank_correlation', 'reasoner_table',
-           'rank_of', 'doubt_table', 'writing_table', 'restorer_row', 'restorer_table', 'speed_table', 'Results',
+           'RecordLog', 'fingerprint', 'rank_of', 'reasoner_record', 'through_network', 'restored_versions',
+           'restorer_record', 'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'rank_correlation',
+           'reasoner_table', 'doubt_table', 'writing_table', 'restorer_row', 'restorer_table', 'speed_table', 'Results',
            'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain', 'paired_photos', 'noisy_photos',
            'evaluate_pairs', 'read_levels', 'level_table', 'compare_twins']
 
@@ -226,8 +226,8 @@ class Baselines:
 # %% ../nbs/14_evaluate.ipynb #14-042
 def fit_baselines(
     train:Iterable|None=None, # clean photos (paths or tensors), not those of the test; default: the bundled
-    recipe:Recipe=Recipe(max_kinds=4),
-    draws:int=12, # damaged copies of each photo
+    recipe:Recipe=EVALUATION,
+    draws:int=8, # damaged copies of each photo
     seed:int=20_000, # far from the test's
 )->Baselines:
     "Baselines of a recipe, from photos that are damaged anew."
@@ -436,6 +436,15 @@ def _by_kind(values)->dict: return {kind: round(float(v), 3) for kind, v in zip(
 def _severities(diagnosis)->dict: return _by_kind(map(diagnosis.severity, KINDS))
 
 # %% ../nbs/14_evaluate.ipynb #14-069
+def rank_of(
+    distribution:torch.Tensor, # (K, 101)
+    truth:Iterable[float], # severities of `KINDS`
+)->torch.Tensor: # (K,), 0-1
+    "The share of the distribution below the truth, half of the truth's own included: uniform if the distribution is right."
+    i = torch.tensor([round(float(t)) for t in truth])[:, None]
+    return distribution.cumsum(-1).gather(1, i)[:, 0] - distribution.gather(1, i)[:, 0] / 2
+
+# %% ../nbs/14_evaluate.ipynb #14-070
 def reasoner_record(
     pair:Pair,
     reasoner, # `rr.reasoner.Reasoner`
@@ -456,7 +465,7 @@ def reasoner_record(
                                  classical=_by_kind(baselines.classical(pair.degraded)[k] for k in KINDS))
     return record
 
-# %% ../nbs/14_evaluate.ipynb #14-072
+# %% ../nbs/14_evaluate.ipynb #14-073
 def through_network(
     restorer, # `rr.restorer.Restorer`
     image:torch.Tensor, # (3, H, W)
@@ -469,12 +478,12 @@ def through_network(
     with torch.no_grad(): restored = restorer._restore(image.float(), diagnosis, steps, seed, None)
     return restored.to(image).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-073
+# %% ../nbs/14_evaluate.ipynb #14-074
 def _scores(image, clean)->tuple: # PSNR (None for equal images), SSIM
     value = float(psnr(image, clean))
     return None if math.isinf(value) else round(value, 4), round(float(ssim(image, clean)), 5)
 
-# %% ../nbs/14_evaluate.ipynb #14-074
+# %% ../nbs/14_evaluate.ipynb #14-075
 def restored_versions(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -496,7 +505,7 @@ def restored_versions(
     if condition.name == 'clean': yield 'network', through_network(restorer, photo, diagnosis, steps, seed)
     for name in installed(condition.classical): yield name, CLASSICAL[name](photo)
 
-# %% ../nbs/14_evaluate.ipynb #14-075
+# %% ../nbs/14_evaluate.ipynb #14-076
 def restorer_record(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -514,7 +523,7 @@ def restorer_record(
                 seconds=seconds, psnr={m: s[0] for m, s in scores.items()},
                 ssim={m: s[1] for m, s in scores.items()})
 
-# %% ../nbs/14_evaluate.ipynb #14-078
+# %% ../nbs/14_evaluate.ipynb #14-079
 def one_megapixel(
     photo:torch.Tensor, # (3, H, W)
 )->torch.Tensor: # (3, 1000, 1000)
@@ -522,14 +531,14 @@ def one_megapixel(
     big = F.interpolate(photo[None], (1000, 1000), mode='bicubic', antialias=True)[0].clamp(0, 1)
     return degrade(big, {'fog': 40, 'noise': 30}, seed=0).image
 
-# %% ../nbs/14_evaluate.ipynb #14-079
+# %% ../nbs/14_evaluate.ipynb #14-080
 def _median_seconds(function, repeats):
     times = []
     for _ in range(repeats):
         began = time.perf_counter(); function(); times.append(time.perf_counter() - began)
     return round(sorted(times)[len(times) // 2], 3)
 
-# %% ../nbs/14_evaluate.ipynb #14-080
+# %% ../nbs/14_evaluate.ipynb #14-081
 def _importable(environment)->dict: # so that a process of its own finds the same rr
     known = [str(asset('').parents[1]), environment.get('PYTHONPATH', '')]
     return dict(environment, PYTHONPATH=os.pathsep.join(filter(None, known)))
@@ -552,7 +561,7 @@ def measure_command(
     unit = 1 if sys.platform == 'darwin' else 1024 # bytes
     return dict(command=round(seconds, 3), memory=round(usage.ru_maxrss * unit / 1e9, 3))
 
-# %% ../nbs/14_evaluate.ipynb #14-081
+# %% ../nbs/14_evaluate.ipynb #14-082
 def speed_record(
     pipeline, # `rr.pipeline.ReasonRestore`
     photo:torch.Tensor|None=None, # clean, any size; default: a bundled one
@@ -567,7 +576,7 @@ def speed_record(
     record = dict(seconds=seconds, threads=torch.get_num_threads(), device=str(pipeline.restorer.device))
     return record | (measure_command(image) if command else {})
 
-# %% ../nbs/14_evaluate.ipynb #14-083
+# %% ../nbs/14_evaluate.ipynb #14-084
 def with_interval(rows, statistic, digits:int=1)->str:
     "A statistic as text: `7.5 [6.1, 9.0]`; empty where there is nothing to measure."
     value = statistic(np.asarray(rows)) if len(rows) else math.nan
@@ -575,11 +584,11 @@ def with_interval(rows, statistic, digits:int=1)->str:
     low, high = bootstrap(rows, statistic)
     return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
-# %% ../nbs/14_evaluate.ipynb #14-084
+# %% ../nbs/14_evaluate.ipynb #14-085
 SPEAKERS = {'expected': 'reasoner, expected value (main)', 'written': 'reasoner, as written',
             'classical': 'classical estimators', 'mean': 'always the mean'}
 
-# %% ../nbs/14_evaluate.ipynb #14-085
+# %% ../nbs/14_evaluate.ipynb #14-086
 def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over kinds
     def statistic(rows):
         errors = [severity_error(rows[:, 0, k], rows[:, 1, k], present) for k in kinds]
@@ -602,7 +611,7 @@ MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, dict(mixed='<= 14
             'rank correlation': (_spearman, 2, {'all kinds': '>= 0.92'}),
             f'F1 of presence, severity >= {PRESENT}': (_f1, 2, {'mixed': '>= 0.85', 'all kinds': '>= 0.93'})}
 
-# %% ../nbs/14_evaluate.ipynb #14-086
+# %% ../nbs/14_evaluate.ipynb #14-087
 def reasoner_table(
     records:list[dict], # of the section reasoner
     condition:str='mixed', # or 'all kinds'
@@ -620,15 +629,7 @@ def reasoner_table(
             table.append(dict(measure=measure, method=label, **cells, goal=goal.get(condition, '') if key == 'expected' else ''))
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-088
-def rank_of(
-    distribution:torch.Tensor, # (K, 101)
-    truth:Iterable[float], # severities of `KINDS`
-)->torch.Tensor: # (K,), 0-1
-    "The share of the distribution below the truth, half of the truth's own included: uniform if the distribution is right."
-    i = torch.tensor([round(float(t)) for t in truth])[:, None]
-    return distribution.cumsum(-1).gather(1, i)[:, 0] - distribution.gather(1, i)[:, 0] / 2
-
+# %% ../nbs/14_evaluate.ipynb #14-089
 def doubt_table(
     records:list[dict], # of the section reasoner
     condition:str='all kinds',
@@ -647,7 +648,7 @@ def doubt_table(
                           **{'doubt and error': f'{rank_correlation(doubt, error):.2f}'}, **coverage))
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-089
+# %% ../nbs/14_evaluate.ipynb #14-090
 def writing_table(
     records:list[dict], # of the section reasoner
 )->Table:
@@ -663,13 +664,13 @@ def writing_table(
                       'seconds a photo': float(np.median([r['seconds'] for r in rows]))})
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-091
+# %% ../nbs/14_evaluate.ipynb #14-092
 METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis',
            'wiener': 'Wiener filter, told the kernel',
            'none': 'restorer, no diagnosis', 'network': 'restorer, made to act'}
 CLEAN_GOAL = 36 # dB at which a clean photo is to come back
 
-# %% ../nbs/14_evaluate.ipynb #14-092
+# %% ../nbs/14_evaluate.ipynb #14-093
 def restorer_row(
     condition:str,
     method:str, # a key of `psnr` in the records
@@ -691,7 +692,7 @@ def restorer_row(
             'SSIM out': f'{mean(r["ssim"][method] for r in records):.3f}',
             'goal': f'>= +{goal:g} dB' if goal else f'>= {CLEAN_GOAL} dB' if condition == 'clean' else ''}
 
-# %% ../nbs/14_evaluate.ipynb #14-093
+# %% ../nbs/14_evaluate.ipynb #14-094
 def restorer_table(
     records:list[dict], # of the section restorer
 )->Table:
@@ -703,7 +704,7 @@ def restorer_table(
         table.extend(restorer_row(condition, m, rows) for m in methods)
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-094
+# %% ../nbs/14_evaluate.ipynb #14-095
 def speed_table(
     records:list[dict], # of the section speed
 )->Table:
@@ -718,7 +719,7 @@ def speed_table(
     return Table([dict(what=w, value=v, unit=u, goal=g) for w, v, u, g in rows if v is not None],
                  caption=f'A photo of one megapixel, {where}{note}')
 
-# %% ../nbs/14_evaluate.ipynb #14-095
+# %% ../nbs/14_evaluate.ipynb #14-096
 @dataclass
 class Results:
     "All records of an evaluation, and the tables made of them."
@@ -765,23 +766,23 @@ class Results:
         "The records in a file that `save` or `evaluate(out=...)` wrote."
         return cls(list(RecordLog(path).records.values()))
 
-# %% ../nbs/14_evaluate.ipynb #14-097
+# %% ../nbs/14_evaluate.ipynb #14-098
 SECTIONS = ('reasoner', 'restorer', 'speed')
 
-# %% ../nbs/14_evaluate.ipynb #14-098
+# %% ../nbs/14_evaluate.ipynb #14-099
 class Evaluation:
     "One pipeline under test: its settings, its log, and how each record comes about."
     def __init__(self, pipeline, seed=0, steps=None, train=None, out=None):
         self.pipeline, self.seed, self.steps, self.train = pipeline, seed, steps, train
-        self.log, self._baselines = RecordLog(out), None
+        self.log, self._baselines = RecordLog(out), {}
         self.marks = dict(reasoner=fingerprint(pipeline.reasoner.model),
                           restorer=fingerprint(pipeline.restorer.policy.module))
 
-    @property
-    def baselines(self)->Baselines:
-        "Fitted when first asked for."
-        if self._baselines is None: self._baselines = fit_baselines(self.train)
-        return self._baselines
+    def baselines(self, condition:Condition)->Baselines:
+        "Fitted on the mixtures of this condition, when first asked for; those of a clean photo are those of `mixed`."
+        recipe = EVALUATION if condition.name == 'clean' else condition.recipe
+        if recipe not in self._baselines: self._baselines[recipe] = fit_baselines(self.train, recipe)
+        return self._baselines[recipe]
 
     def settings(self, section:str, condition:Condition|None)->str: # a hash
         "Everything that decides a record besides the photo."
@@ -804,7 +805,7 @@ class Evaluation:
         known = self.log.get(*head.values())
         if known is not None: return known
         pair = make_pair()
-        if section == 'reasoner': body = reasoner_record(pair, self.pipeline.reasoner, self.baselines)
+        if section == 'reasoner': body = reasoner_record(pair, self.pipeline.reasoner, self.baselines(condition))
         else: body = restorer_record(pair, self.diagnosis(pair, condition), self.pipeline.restorer, condition,
                                      self.steps, self.seed)
         return self.log.add(head | dict(seed=pair.seed) | body)
@@ -821,13 +822,13 @@ class Evaluation:
         head = dict(section='speed', condition='', name='one megapixel', settings=settings)
         return self.log.add(head | speed_record(self.pipeline, command=self.shipped))
 
-# %% ../nbs/14_evaluate.ipynb #14-099
+# %% ../nbs/14_evaluate.ipynb #14-100
 def check_names(what:str, given:Iterable[str], known:Iterable[str]):
     "`ValueError` that names what is not known."
     if wrong := set(given) - set(known):
         raise ValueError(f'unknown {what} {sorted(wrong)}; expected some of {list(known)}')
 
-# %% ../nbs/14_evaluate.ipynb #14-100
+# %% ../nbs/14_evaluate.ipynb #14-101
 def evaluate(
     folder, # clean photos: one folder or several
     pipeline=None, # `rr.pipeline.ReasonRestore`; default: the shipped weights
@@ -857,7 +858,7 @@ def evaluate(
     if 'speed' in sections: records.append(run.speed())
     return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-115
+# %% ../nbs/14_evaluate.ipynb #14-116
 def plot_severity(
     results:Results,
     key:str='expected', # or 'written', 'classical', 'mean'
@@ -875,7 +876,7 @@ def plot_severity(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-120
+# %% ../nbs/14_evaluate.ipynb #14-121
 def plot_gain(
     results:Results,
     method:str='predicted',
@@ -898,12 +899,12 @@ def plot_gain(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-127
+# %% ../nbs/14_evaluate.ipynb #14-128
 def _partner(name:str, stems:dict)->Path|None:
     while name not in stems and '_' in name: name = name.rpartition('_')[0]
     return stems.get(name)
 
-# %% ../nbs/14_evaluate.ipynb #14-128
+# %% ../nbs/14_evaluate.ipynb #14-129
 def paired_photos(
     degraded, # folder of damaged photos
     clean, # folder of clean ones: the same name, or the name up to an underscore (1400_3 -> 1400)
@@ -919,7 +920,7 @@ def paired_photos(
             raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
         yield Pair(*images, None, path.name, 0)
 
-# %% ../nbs/14_evaluate.ipynb #14-129
+# %% ../nbs/14_evaluate.ipynb #14-130
 def noisy_photos(
     folder, # clean photos
     sigma:float=25., # 8-bit levels
@@ -933,7 +934,7 @@ def noisy_photos(
         truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
         yield Pair(clean + noise, clean, truth, path.name, seed + i)
 
-# %% ../nbs/14_evaluate.ipynb #14-131
+# %% ../nbs/14_evaluate.ipynb #14-132
 def evaluate_pairs(
     pairs:Iterable[Pair], # of `paired_photos` or `noisy_photos`
     name:str, # of the benchmark, for the table
@@ -955,7 +956,7 @@ def evaluate_pairs(
     if not records: raise ValueError(f'{name}: no pairs given')
     return Results(records, dict(seed=seed, photos=len(records), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-136
+# %% ../nbs/14_evaluate.ipynb #14-137
 def read_levels(
     reasoner, # `rr.reasoner.Reasoner`
     photos:Iterable, # clean: paths or tensors

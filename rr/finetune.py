@@ -6,12 +6,13 @@
 __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised',
            'see', 'TowerTraining', 'TowerTrainer', 'spend_budget', 'schedule', 'sample_diagnosis', 'sample_texts',
            'answer_start', 'ChatCollator', 'loss_html', 'ReasonerData', 'Rehearsal', 'weighted_loss',
-           'reasoner_trainer', 'freeze_tower', 'add_adapter', 'save_adapter', 'merge_adapter', 'teach',
-           'kept_for_backward', 'training_memory', 'short_side', 'two_sizes', 'run_trainer', 'change_eyes',
-           'change_words', 'train_words', 'main']
+           'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'teach',
+           'save_memory', 'kept_for_backward', 'training_memory', 'short_side', 'two_sizes', 'run_trainer',
+           'change_eyes', 'change_words', 'train_words', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
-import argparse, copy, json, math, os, time
+import argparse, copy, json, math, os, time, warnings
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
@@ -323,6 +324,13 @@ def freeze_tower(model):
 LANGUAGE_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
 VISION_LAYERS = r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])'  # of Qwen3-VL's own tower and of the nano one
 
+@contextmanager
+def old_names():
+    "No warnings about names that transformers is about to change and peft still uses."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        yield
+
 def add_adapter(
     model,  # a `Qwen3VLForConditionalGeneration` of any size
     rank:int=16,
@@ -332,7 +340,7 @@ def add_adapter(
     "Put a LoRA adapter on the linear layers of the language model."
     from peft import LoraConfig, get_peft_model
     layers = f'({LANGUAGE_LAYERS})|({VISION_LAYERS})' if vision else LANGUAGE_LAYERS
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers, task_type='CAUSAL_LM'))
+    with old_names(): return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers, task_type='CAUSAL_LM'))
 
 def save_adapter(
     model,  # as `add_adapter` returns it
@@ -384,6 +392,10 @@ def teach(
     return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views, reasoner.batch_size, kinds)
 
 # %% ../nbs/08_finetune.ipynb #08-040
+def save_memory(model):
+    "Let a model keep only the inputs of its layers for the backward pass, and compute the rest again."
+    with old_names(): model.gradient_checkpointing_enable()
+
 def kept_for_backward(
     model,  # as `add_adapter` returns it, on any device, `meta` too
     batch:int, tokens:int,  # conversations and their length
@@ -418,7 +430,7 @@ def training_memory(
         with torch.device('meta'): return add_adapter(Qwen3VLForConditionalGeneration(small).bfloat16(), rank).train()
     whole, one = build(config.text_config.num_hidden_layers), build(1)
     trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
-    if checkpointing: whole.gradient_checkpointing_enable()
+    if checkpointing: save_memory(whole)
     kept = kept_for_backward(whole, batch, tokens) + checkpointing * kept_for_backward(one, batch, tokens)
     parts = {'weights': memory_needed(config, torch.bfloat16, quantize, tokens=0), 'adapter': 16 * trained, 'kept': kept,
              'scores': batch * tokens * config.text_config.vocab_size * (2 + 4 + 4)}

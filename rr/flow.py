@@ -33,6 +33,7 @@ class Batch:
     text: Tensor|None = None  # (B, T, D) chain of thought as the text encoder reads it
     text_mask: Tensor|None = None  # (B, T)
     whole: Tensor|None = None  # (B, 3, 64, 64) the photos that the patches are from, small; None: patches are photos
+    place: Tensor|None = None  # (B, 4) where in them: top, left, bottom, right from 0 to 1
 
 def flow_state(
     batch:Batch,
@@ -73,7 +74,7 @@ def flow_loss(
     noise = torch.randn(batch.photo.shape, generator=generator)
     x_t = flow_state(batch, t, noise, net.config['start_noise'])
     with autocast(batch.photo.device):
-        correction = net(x_t, t, batch.photo, batch.text, batch.text_mask, batch.numbers, batch.whole)
+        correction = net(x_t, t, batch.photo, batch.text, batch.text_mask, batch.numbers, batch.whole, batch.place)
     clean = batch.photo + correction.float()
     return (charbonnier(clean, batch.clean) + spectral(clean, batch.clean) + floor).log().mean()
 
@@ -123,13 +124,14 @@ def cut_patches(
     pair:Pair,
     size:int, n:int,  # side and number of the patches
     generator:torch.Generator,
-) -> tuple[Tensor, Tensor]:  # damaged and clean, (n, 3, size, size) each
+) -> tuple[Tensor, Tensor, Tensor]:  # damaged and clean, (n, 3, size, size) each; where they lie, (n, 4)
     "Random patches, cut from the same places of both sides of a pair."
     h, w = pair.clean.shape[-2:]
     tops = torch.randint(h - size + 1, (n,), generator=generator).tolist()
     lefts = torch.randint(w - size + 1, (n,), generator=generator).tolist()
     cut = lambda x: torch.stack([x[:, t:t + size, l:l + size] for t, l in zip(tops, lefts)])
-    return cut(pair.degraded), cut(pair.clean)
+    place = torch.tensor([[t / h, l / w, (t + size) / h, (l + size) / w] for t, l in zip(tops, lefts)])
+    return cut(pair.degraded), cut(pair.clean), place
 
 def make_batch(
     pairs:list[Pair],
@@ -144,7 +146,8 @@ def make_batch(
     numbers = shake_numbers(diagnosis_vectors(diagnoses).repeat_interleave(n, 0), generator)
     text, mask = (None, None) if embed is None else (x.repeat_interleave(n, 0) for x in embed(diagnoses))
     whole = torch.cat([glance_at(p.degraded[None]) for p in pairs]).repeat_interleave(n, 0)
-    return Batch(torch.cat([d for d, _ in patches]), torch.cat([c for _, c in patches]), numbers, text, mask, whole)
+    damaged, clean, place = map(torch.cat, zip(*patches))
+    return Batch(damaged, clean, numbers, text, mask, whole, place)
 
 # %% ../nbs/10_flow.ipynb #10-016
 class WeightAverage:

@@ -9,7 +9,7 @@ __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONE
            'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer', 'nano_processor',
            'nano_reasoner_config', 'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner', 'read_blur',
            'seamless', 'wiener', 'first_guesses', 'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at', 'Glance',
-           'NanoRestorerNet', 'save_nano_restorer', 'load_nano_restorer']
+           'Survey', 'cut_map', 'NanoRestorerNet', 'save_nano_restorer', 'load_nano_restorer']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import json, math
@@ -401,14 +401,49 @@ class Glance(nn.Module):
         super().__init__()
         conv = lambda a, b: [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.SiLU()]
         self.body = nn.Sequential(*conv(3, 32), *conv(32, 64), *conv(64, 96))
-        self.mlp = nn.Sequential(nn.Linear(2 * 96 + numbers_size, out_size), nn.SiLU(), nn.Linear(out_size, out_size))
+        self.mlp = nn.Sequential(nn.Linear(2 * 96 + numbers_size + 8 * len(QUANTILES), out_size), nn.SiLU(), nn.Linear(out_size, out_size))
         nn.init.zeros_(self.mlp[-1].weight); nn.init.zeros_(self.mlp[-1].bias)
 
     def forward(self, small:Tensor, numbers:Tensor) -> Tensor:  # (B, 3, 64, 64), (B, numbers_size) -> (B, out_size)
         x = self.body((small * 4 - 2).to(memory_format=torch.channels_last)).flatten(2)
-        return self.mlp(torch.cat([x.mean(2), x.amax(2), numbers], -1))
+        return self.mlp(torch.cat([x.mean(2), x.amax(2), numbers, tone_statistics(small) * 4 - 2], -1))
 
 # %% ../nbs/06_nano.ipynb #06-042
+class Survey(nn.Module):
+    "A map of the whole photo, small: what a patch cannot see because it does not know where it lies."
+    def __init__(self, cond_size:int, out_size:int=16, widths:tuple[int, int, int]=(24, 48, 96)):
+        super().__init__()
+        a, b, c = widths
+        self.into = nn.Conv2d(5, a, 3, padding=1)  # colours, and how far down and to the right
+        self.shrink = nn.ModuleList([nn.Conv2d(a, b, 2, stride=2), nn.Conv2d(b, c, 2, stride=2)])
+        self.blocks = nn.ModuleList(FiLMBlock(w, cond_size) for w in (a, b, c, c, b, a))
+        self.grow = nn.ModuleList([nn.Conv2d(c, 4 * b, 1), nn.Conv2d(b, 4 * a, 1)])
+        self.out = nn.Conv2d(a, out_size, 3, padding=1)
+
+    def forward(self, small:Tensor, cond:Tensor) -> Tensor:  # (B, 3, 64, 64), (B, cond_size) -> (B, out_size, 64, 64)
+        line = torch.linspace(-1, 1, GLANCE, device=small.device)
+        where = torch.stack(torch.meshgrid(line, line, indexing='ij')).expand(len(small), -1, -1, -1)
+        x = torch.cat([small * 4 - 2, where], 1).to(memory_format=torch.channels_last)
+        a = self.blocks[0](self.into(x), cond)
+        b = self.blocks[1](self.shrink[0](a), cond)
+        c = self.blocks[3](self.blocks[2](self.shrink[1](b), cond), cond)
+        b = self.blocks[4](F.pixel_shuffle(self.grow[0](c), 2) + b, cond)
+        return self.out(self.blocks[5](F.pixel_shuffle(self.grow[1](b), 2) + a, cond))
+
+# %% ../nbs/06_nano.ipynb #06-043
+def cut_map(
+    maps:Tensor,  # (B, C, h, w) of whole photos
+    place:Tensor,  # (B, 4) top, left, bottom, right of the part that is wanted, as shares of the photo
+    size:tuple[int, int],  # rows and columns of the result
+) -> Tensor:  # (B, C, *size)
+    "The part of each map, enlarged."
+    top, left, bottom, right = place.to(maps).unbind(1)
+    zero = torch.zeros_like(top)
+    theta = torch.stack([torch.stack([right - left, zero, right + left - 1], 1), torch.stack([zero, bottom - top, bottom + top - 1], 1)], 1)
+    grid = F.affine_grid(theta, (*maps.shape[:2], *size), align_corners=False)
+    return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
+
+# %% ../nbs/06_nano.ipynb #06-046
 class NanoRestorerNet(nn.Module):
     "Half-resolution U-Net that predicts the correction to a damaged photo."
     def __init__(self,
@@ -424,17 +459,18 @@ class NanoRestorerNet(nn.Module):
                            numbers_size=numbers_size, start_noise=start_noise)
         self.embed_numbers = nn.Sequential(nn.Linear(numbers_size + 64, cond_size), nn.SiLU(), nn.Linear(cond_size, cond_size))
         self.embed_text = TextPool(text_size, cond_size)
-        self.glance = Glance(numbers_size, cond_size)
+        self.glance, self.survey = Glance(numbers_size, cond_size), Survey(cond_size)
         self.norm_cond = nn.LayerNorm(cond_size)
-        self.into = nn.Conv2d(4 * 15, widths[0], 3, padding=1)  # state, photo and first guesses, 2 x 2 pixels folded
+        self.into = nn.Conv2d(4 * 15 + 16, widths[0], 3, padding=1)  # state, photo and first guesses, 2 x 2 pixels folded; survey
         block = lambda w, n: nn.ModuleList(FiLMBlock(w, cond_size) for _ in range(n))
         self.down = nn.ModuleList(block(w, d) for w, d in zip(widths, depths))
         self.up = nn.ModuleList(block(w, d) for w, d in zip(widths[:-1], depths[:-1]))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
         self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:]))
         self.heads = nn.Conv2d(widths[0], 12 * len(SEVERITIES), 3, padding=1)  # one correction for each kind
+        self.gains = nn.Conv2d(widths[0], 3 * len(SEVERITIES), 3, padding=1)  # and what it multiplies the colours by
         self.gate = nn.Linear(cond_size, 12 * len(SEVERITIES))  # how much of it this diagnosis calls for
-        for layer in (self.heads, self.gate): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+        for layer in (self.heads, self.gains, self.gate): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
 
     def condition(self, t:Tensor, numbers:Tensor, whole:Tensor, text:Tensor|None=None, text_mask:Tensor|None=None) -> Tensor:
         "One vector for each photo, from time, numbers, the whole photo seen small, and text: `(B, cond_size)`."
@@ -449,19 +485,26 @@ class NanoRestorerNet(nn.Module):
         text_mask:Tensor|None=None,  # (B, T), true where there is a token
         numbers:Tensor|None=None,  # (B, DIAGNOSIS_DIM); None: all zero, "nothing is wrong"
         whole:Tensor|None=None,  # (B, 3, 64, 64) of `glance_at`, where `photo` is only a part; None: `photo` is the whole
+        place:Tensor|None=None,  # (B, 4) top, left, bottom, right of that part, as shares of the whole
     ) -> Tensor:  # (B, 3, H, W)
         "The correction `f`: clean = photo + f."
         numbers = photo.new_zeros(len(photo), self.config['numbers_size']) if numbers is None else numbers
-        cond = self.condition(t, numbers, glance_at(photo) if whole is None else whole, text, text_mask)
+        if whole is None: whole, place = glance_at(photo), None
+        place = photo.new_tensor([[0., 0, 1, 1]]).expand(len(photo), 4) if place is None else place
+        cond = self.condition(t, numbers, whole, text, text_mask)
         x = torch.cat([x_t * 4 - 2, photo * 4 - 2, first_guesses(photo, numbers) * 4], 1).to(memory_format=torch.channels_last)
-        x, skips = self.into(F.pixel_unshuffle(x, 2)), []
+        x = F.pixel_unshuffle(x, 2)
+        survey = cut_map(self.survey(whole, cond).float(), place, x.shape[-2:])
+        x, skips = self.into(torch.cat([x, survey], 1)), []
         for i, blocks in enumerate(self.down):
             for b in blocks: x = b(x, cond)
             if i < len(self.shrink): skips.append(x); x = self.shrink[i](x)
         for i in reversed(range(len(self.up))):
             x = F.pixel_shuffle(self.grow[i](x), 2) + skips[i]
             for b in self.up[i]: x = b(x, cond)
-        return F.pixel_shuffle(self.mix(self.heads(x), cond, numbers), 2)
+        folded = F.pixel_unshuffle(photo, 2).unflatten(1, (3, 4))[:, None]  # (B, 1, 3, 4, H/2, W/2)
+        products = self.gains(x).unflatten(1, (-1, 3))[:, :, :, None] * folded  # (B, K, 3, 4, H/2, W/2)
+        return F.pixel_shuffle(self.mix(self.heads(x) + products.flatten(1, 3), cond, numbers), 2)
 
     def mix(self, corrections:Tensor, cond:Tensor, numbers:Tensor) -> Tensor:  # (B, 12 * K, H/2, W/2) -> (B, 12, H/2, W/2)
         "The sum of the corrections of those kinds that the diagnosis names; full strength from severity 10 on."
@@ -469,7 +512,7 @@ class NanoRestorerNet(nn.Module):
         weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))
         return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
 
-# %% ../nbs/06_nano.ipynb #06-046
+# %% ../nbs/06_nano.ipynb #06-050
 def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
     "Write configuration and half-precision weights."
     from safetensors.torch import save_file

@@ -150,6 +150,7 @@ class NanoCondition:
     text: torch.Tensor | None = None  # hidden states of the chain of thought, (B,T,D)
     text_mask: torch.Tensor | None = None  # True at its tokens, (B,T)
     whole: torch.Tensor | None = None  # all of the photo, small, (B,3,64,64); None: `photo` is all of it
+    place: torch.Tensor | None = None  # where in it `photo` lies, (B,4): top, left, bottom, right from 0 to 1
 
 # %% ../nbs/09_restorer.ipynb #09-025
 class NanoFlowPolicy(FlowPolicy):
@@ -182,7 +183,7 @@ class NanoFlowPolicy(FlowPolicy):
         *_, h, w = x.shape
         as_input = lambda image: pad_to_multiple(image).contiguous(memory_format=torch.channels_last)
         with autocast(self.device):
-            f = self.module(as_input(x), t, as_input(cond.photo), cond.text, cond.text_mask, cond.numbers, cond.whole)
+            f = self.module(as_input(x), t, as_input(cond.photo), cond.text, cond.text_mask, cond.numbers, cond.whole, cond.place)
         return cond.photo + f[..., :h, :w].float()
 
     def velocity(self, x, t, cond):
@@ -360,11 +361,12 @@ class NanoRestorer(Restorer):
         "One photo, whole or in tiles; the noise is drawn for the whole photo either way."
         *_, h, w = image.shape
         photo = pad_to_multiple(image)[None]
-        cond, x = self.policy.condition(photo, [diagnosis]), self.policy.start(photo, seed)
+        cond, x, (height, width) = self.policy.condition(photo, [diagnosis]), self.policy.start(photo, seed), photo.shape[-2:]
         def run(rows, columns):
-            part = replace(cond, photo=cond.photo[..., rows, columns])
+            (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
+            place = x.new_tensor([[top / height, left / width, bottom / height, right / width]])
+            part = replace(cond, photo=cond.photo[..., rows, columns], place=place)
             return self.policy.decode(euler(self.policy, x[..., rows, columns], part, steps, on_step))[0]
-        height, width = photo.shape[-2:]
         if height * width <= self.tile ** 2: return run(slice(None), slice(None))[:, :h, :w]
         return blend_tiles(run, height, width, self.tile, self.overlap, self.overlap // 4)[:, :h, :w]
 

@@ -1,5 +1,6 @@
 "The explorers in a real JupyterLab, driven by a real browser: a key moves a slider, and the picture on the page changes."
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -70,6 +71,18 @@ def lab(tmp_path_factory):
         except subprocess.TimeoutExpired: server.kill()
 
 
+def run_all(page, too_late):
+    "Run all cells; again if nothing begins, for on a busy machine the kernel may not have been there yet."
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(state='attached')
+    for _ in range(4):
+        page.get_by_role('menuitem', name='Run', exact=True).click()
+        page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+        begun = page.locator('.jp-CodeCell').first.locator('.jp-InputPrompt', has_text=re.compile(r'\[[*\d]'))
+        try: return begun.wait_for(timeout=20_000)
+        except too_late: page.keyboard.press('Escape')
+    raise RuntimeError('no cell began to run')
+
+
 @pytest.fixture(scope='module')
 def page(lab, tmp_path_factory):
     "The notebook in a browser, all cells run."
@@ -81,8 +94,7 @@ def page(lab, tmp_path_factory):
         page.set_default_timeout(60_000)
         page.goto(lab)
         page.locator('.jp-Notebook .jp-CodeCell').nth(len(CELLS)).wait_for()
-        page.get_by_role('menuitem', name='Run', exact=True).click()
-        page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+        run_all(page, playwright.TimeoutError)
         page.locator('.jp-CodeCell').nth(len(CELLS)).locator('img').first.wait_for(timeout=240_000)
         yield page
         browser.close()

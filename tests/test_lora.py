@@ -11,7 +11,7 @@ from rr.core import seeded
 from rr.data import PairStream, Recipe, clean_photos
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, register, to_linear, to_srgb
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.finetune import ChatCollator, add_adapter, kept_for_backward, merge_adapter, sample_texts, save_adapter, teach, training_memory
+from rr.finetune import ChatCollator, add_adapter, kept_for_backward, merge_adapter, sample_texts, save_adapter, save_memory, teach, training_memory
 from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
 from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, model_inputs, with_examples
 from tiny_qwen import real_config, tiny_model, tiny_processor
@@ -163,7 +163,7 @@ def test_memory_plan_counts_what_a_real_run_keeps(tokens):
     real = add_adapter(tiny_model(), 4).train()
     with torch.device('meta'): planned = add_adapter(Qwen3VLForConditionalGeneration(real.get_base_model().config), 4).train()
     assert 0 < kept_for_backward(real, 2, tokens) <= kept_for_backward(planned, 2, tokens)  # attention may be fused
-    for model in (real, planned): model.gradient_checkpointing_enable()
+    for model in (real, planned): save_memory(model)
     assert kept_for_backward(real, 2, tokens) == kept_for_backward(planned, 2, tokens) > 0
 
 

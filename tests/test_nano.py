@@ -197,3 +197,34 @@ def test_a_seamless_image_has_no_jump_at_its_end(height, width):
     around = torch.cat([whole, whole], 2)
     step = 1 / max(1, width - 1)
     assert (around[:, :, 1:] - around[:, :, :-1]).abs().max() <= step + 1 / 20 + 1e-6
+
+
+def test_a_map_is_cut_where_the_patch_lies():
+    from rr.nano import cut_map
+    h, w = 64, 64
+    maps = torch.stack(torch.meshgrid((torch.arange(h) + .5) / h, (torch.arange(w) + .5) / w, indexing='ij'))[None]
+    whole = cut_map(maps, torch.tensor([[0., 0, 1, 1]]), (h, w))
+    assert torch.allclose(whole, maps, atol=1e-5)
+    part = cut_map(maps.expand(2, -1, -1, -1), torch.tensor([[.25, .5, .75, 1.], [0, 0, .5, .5]]), (8, 16))
+    assert part.shape == (2, 2, 8, 16)
+    assert torch.allclose(part[0, 0, :, 3], .25 + .5 * (torch.arange(8) + .5) / 8, atol=1e-5)
+    assert torch.allclose(part[0, 1, 3, :-1], (.5 + .5 * (torch.arange(16) + .5) / 16)[:-1], atol=1e-5)
+    assert torch.allclose(part[1, 1, 3, 1:], (.5 * (torch.arange(16) + .5) / 16)[1:], atol=1e-5)
+
+
+def test_a_patch_knows_where_it_lies():
+    net, photo = random_net(), PHOTO[None]
+    told, t, whole = diagnosis_vectors([Diagnosis({'fog': Finding(50)})]), torch.ones(1), glance_at(photo)
+    part, box = photo[..., :96, 96:], torch.tensor([[0., .5, .5, 1.]])
+    with torch.no_grad():
+        there, elsewhere = (net(part, t, part, numbers=told, whole=whole, place=p) for p in (box, torch.tensor([[.5, 0, 1, .5]])))
+        assert (there - elsewhere).abs().max() > 1e-4
+
+
+def test_patches_carry_their_place():
+    from rr.data import Pair
+    from rr.flow import cut_patches
+    columns = torch.linspace(0, 1, 200).expand(3, 100, 200)
+    damaged, clean, place = cut_patches(Pair(columns, columns, None, '', 0), 32, 6, seeded(0))
+    assert torch.allclose(damaged[:, 0, 0, 0], place[:, 1] * 200 / 199, atol=1e-4)
+    assert torch.allclose(place[:, 2] - place[:, 0], torch.full((6,), .32)) and torch.allclose(place[:, 3] - place[:, 1], torch.full((6,), .16))
