@@ -533,6 +533,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.reasoner.evaluating': ('reasoner.html#evaluating', 'rr/reasoner.py'),
                              'rr.reasoner.expected': ('reasoner.html#expected', 'rr/reasoner.py'),
                              'rr.reasoner.fetch': ('reasoner.html#fetch', 'rr/reasoner.py'),
+                             'rr.reasoner.for_kinds': ('reasoner.html#for_kinds', 'rr/reasoner.py'),
                              'rr.reasoner.free_memory': ('reasoner.html#free_memory', 'rr/reasoner.py'),
                              'rr.reasoner.full_question': ('reasoner.html#full_question', 'rr/reasoner.py'),
                              'rr.reasoner.hang_severity': ('reasoner.html#hang_severity', 'rr/reasoner.py'),

@@ -33,7 +33,7 @@ from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, c
                         severity_of, to_linear)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
-from .reasoner import spread
+from .reasoner import expected as expected_value, for_kinds, spread
 from .restorer import NanoRestorer
 from .severity import Table, center_crop
 
@@ -455,9 +455,11 @@ def reasoner_record(
     reply = reasoner.reply([pair.degraded])[0]
     seconds = time.perf_counter() - began
     written = _severities(reply.diagnosis)
-    expected = written if reply.severity is None else _by_kind(reply.severity)
-    doubt = {} if reply.severity is None else dict(spread=_by_kind(spread(reply.distribution)),
-        rank=_by_kind(rank_of(reply.distribution, [pair.diagnosis.severity(k) for k in KINDS])))
+    expected, doubt = written, {}
+    if reply.distribution is not None:
+        p = for_kinds(reply.distribution.T, reply.kinds).T # (K, 101) over `KINDS`
+        rank = rank_of(p, map(pair.diagnosis.severity, KINDS))
+        expected, doubt = _by_kind(expected_value(p)), dict(spread=_by_kind(spread(p)), rank=_by_kind(rank))
     record = dict(true=_severities(pair.diagnosis), expected=expected, written=written, **doubt,
                   valid=not reply.error, exact=not reply.error and not reply.repairs,
                   repairs=list(reply.repairs), cot=reply.text, seconds=round(seconds, 3))
@@ -969,7 +971,7 @@ def read_levels(
     jobs = [(name, level, i) for name, (_, levels, _) in generators.items() for level in levels for i in range(len(photos))]
     def record(name, level, i):
         kind, _, damage = generators[name]
-        found = reasoner.severity([damage(photos[i], level, i).clamp(0, 1)])[0]
+        found = for_kinds(reasoner.severity([damage(photos[i], level, i).clamp(0, 1)])[0], getattr(reasoner, 'kinds', KINDS))
         return dict(generator=name, kind=kind, level=float(level), photo=i, expected=_by_kind(found))
     return [record(*job) for job in tqdm(jobs, leave=False, disable=not progress)]
 
@@ -995,6 +997,6 @@ def compare_twins(
 )->list[dict]:
     "The severity of one kind that is read from both photos of each pair."
     from tqdm.auto import tqdm
-    k = KINDS.index(kind)
+    k = getattr(reasoner, 'kinds', KINDS).index(kind)
     both = lambda p: [round(float(s[k]), 3) for s in reasoner.severity([p.degraded.clamp(0, 1), p.clean])]
     return [dict(name=p.name, kind=kind, **dict(zip(('damaged', 'clean'), both(p)))) for p in tqdm(pairs, leave=False, disable=not progress)]

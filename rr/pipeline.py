@@ -18,7 +18,7 @@ from PIL import Image
 from .core import Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
 from .degrade import KINDS
 from .diagnosis import Diagnosis
-from .reasoner import Reasoner, ReasonerError, Reply, is_nano
+from .reasoner import Reasoner, ReasonerError, Reply, for_kinds, is_nano
 from .restorer import NanoRestorer, Restorer
 from .rl import severity_reward, structure
 
@@ -170,7 +170,7 @@ class ReasonRestore:
         before = edit if isinstance(edit, Diagnosis) else edit(reply.diagnosis) if edit else reply.diagnosis
         with _timed(seconds, 'restore'): restored = self._restore(photo, before, steps, seed)
         with _timed(seconds, 'diagnose again'): second = reply if restored is photo else self._reply(restored)
-        b, a = reply.severity.float().cpu(), second.severity.float().cpu()
+        b, a = (for_kinds(r.severity.float().cpu(), r.kinds) for r in (reply, second))
         reward, _ = severity_reward(b[None], a[None], structure(photo.image[None], restored.image[None]))
         after = before if restored is photo else second.diagnosis
         return Restoration(photo, restored, before, after, b, a, reply, seconds, reward.item(), steps, seed,

@@ -7,10 +7,10 @@ __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT'
            'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos', 'pictures', 'model_inputs',
            'with_examples', 'evaluating', 'end_tokens', 'decode', 'hang_severity', 'digit_tokens', 'opening_tokens',
            'Opening', 'closing', 'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide',
-           'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'spread', 'severity_distribution', 'run',
-           'Reply', 'read_reply', 'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization',
-           'one_line', 'check_folder', 'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano',
-           'adapter_kinds', 'load_nano', 'load_reasoner', 'Reasoner']
+           'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'for_kinds', 'spread',
+           'severity_distribution', 'run', 'Reply', 'read_reply', 'to_replies', 'memory_needed', 'free_memory',
+           'check_memory', 'quantization', 'one_line', 'check_folder', 'hub_reachable', 'fetch', 'load_qwen',
+           'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano', 'load_reasoner', 'Reasoner']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
 import json, math, re, time, warnings
@@ -136,16 +136,17 @@ def with_examples(
     pairs,  # with `degraded` and `diagnosis`, as `rr.data` makes them; not those that will be asked about
     n:int,  # examples to show
     make_views,  # photo (3,H,W) -> list of views, as `Reasoner.views`
+    kinds:tuple[str, ...] = KINDS,  # what the examples quantify, as `Reasoner.kinds`
 ) -> Prompt:
     "The prompt with `n` of the pairs as solved examples, chosen to cover kinds and severities."
     left, chosen = list(pairs), []
-    severities = lambda p: torch.tensor([float(p.diagnosis.severity(k)) for k in KINDS])
+    severities = lambda p: torch.tensor([float(p.diagnosis.severity(k)) for k in kinds])
     def news(pair):
         shown = {k for c in chosen for k in c.diagnosis.present}
         apart = min([(severities(pair) - severities(c)).abs().sum().item() for c in chosen], default=0.)
         return len(set(pair.diagnosis.present) - shown), apart
     while left and len(chosen) < n: chosen.append(left.pop(max(range(len(left)), key=lambda i: news(left[i]))))
-    return replace(prompt, examples=tuple((make_views(p.degraded), p.diagnosis.to_cot()) for p in chosen))
+    return replace(prompt, examples=tuple((make_views(p.degraded), p.diagnosis.to_cot(kinds)) for p in chosen))
 
 # %% ../nbs/07_reasoner.ipynb #07-033
 @contextmanager
@@ -397,6 +398,14 @@ def expected(
     "The expected value of a severity."
     return distribution @ torch.arange(101., device=distribution.device, dtype=distribution.dtype)
 
+def for_kinds(
+    values:Tensor,  # (...,K) over `kinds`
+    kinds:tuple[str, ...],  # of the reasoner that gave them
+    wanted:tuple[str, ...] = KINDS,
+) -> Tensor:  # (...,K') over `wanted`
+    "The values of certain kinds; a reasoner that was taught more kinds than `KINDS` has more columns, in physical order."
+    return values[..., [kinds.index(k) for k in wanted]]
+
 def spread(
     distribution:Tensor,  # (...,101)
 ) -> Tensor:  # (...,), 0..50
@@ -460,6 +469,7 @@ class Reply:
     repairs: tuple[str, ...] = ()  # what the parser had to repair, in the stages or in the whole
     error: str = ''  # why the text holds no diagnosis; '' where it does
     distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over 0..100; None in free mode
+    kinds: tuple[str, ...] = KINDS  # what the distribution's rows are about
 
     @property
     def severity(self) -> Tensor | None:  # (K,)
@@ -490,7 +500,7 @@ def to_replies(
                       seconds / len(new), **read_reply(text))
         if guide.opening:
             reply.repairs = tuple(dict.fromkeys([*guide.repairs[row], *reply.repairs]))
-            reply.distribution = distribution[row]
+            reply.distribution, reply.kinds = distribution[row], guide.opening.kinds
         replies.append(reply)
     return replies
 

@@ -295,14 +295,15 @@ class SeverityReward:
     "How much severity a restoration removed, as far as it kept the content, less what it brought in."
     name = 'severity'
     def __init__(self,
-        reasoner,  # anything with `severity(images) -> (B,K)`, 0-100
+        reasoner,  # anything with `severity(images) -> (B,K)`, 0-100, over its `kinds`, or over `KINDS` if it has none
         weights:dict=None,  # kind -> weight; default 1 for each
         guard=content_kept,  # (before, after, clean) -> (B,), 0-1
     ):
-        unknown = set(weights or ()) - set(KINDS)
-        if unknown: raise ValueError(f'weights for {sorted(unknown)}; the kinds are {", ".join(KINDS)}')
+        kinds = getattr(reasoner, 'kinds', KINDS)
+        unknown = set(weights or ()) - set(kinds)
+        if unknown: raise ValueError(f'weights for {sorted(unknown)}; the kinds are {", ".join(kinds)}')
         self.reasoner, self.guard = reasoner, guard
-        self.weights = torch.tensor([float((weights or {}).get(k, weights is None)) for k in KINDS])
+        self.weights = torch.tensor([float((weights or {}).get(k, weights is None)) for k in kinds])
 
     @torch.no_grad()
     def __call__(self, before, after, clean=None) -> torch.Tensor:  # (B,)

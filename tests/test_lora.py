@@ -172,3 +172,24 @@ def test_memory_plan_of_the_real_shapes():
     assert saving['together'] < plain['together'] / 2 and packed['weights'] < .55 * saving['weights']
     assert saving['weights'] == pytest.approx(8.88, abs=.02)
     assert training_memory(real_config('4B'), batch=2)['kept'] == pytest.approx(2 * saving['kept'], rel=.02)
+
+
+def test_values_of_a_taught_reasoner_keep_their_names(nano_folder, vignette):
+    "A kind in the middle moves the columns behind it: pipeline, reward and evaluation must not take one for the other."
+    from rr.data import Pair
+    from rr.evaluate import compare_twins, reasoner_record
+    from rr.reasoner import for_kinds
+    from rr.rl import SeverityReward, no_guard
+    base = Reasoner.from_pretrained(nano_folder)
+    taught = Reasoner(base.model, base.processor, base.prompt, base.make_views, kinds=vignette)
+    reply, = taught.reply(PHOTO, 40)
+    assert reply.kinds == vignette and len(reply.severity) == len(KINDS) + 1
+    columns = {k: float(v) for k, v in zip(vignette, reply.severity)}
+    assert for_kinds(reply.severity, reply.kinds).tolist() == [columns[k] for k in KINDS]
+    record = reasoner_record(Pair(PHOTO, PHOTO, Diagnosis(), '', 0), taught)
+    severity = dict(zip(vignette, taught.severity(PHOTO)[0].tolist()))
+    assert record['expected']['noise'] == pytest.approx(columns['noise'], abs=1) and set(record['expected']) == set(KINDS)
+    twin, = compare_twins(taught, [Pair(PHOTO, PHOTO, None, 'a', 0)], 'noise', progress=False)
+    assert twin['damaged'] == pytest.approx(severity['noise'], abs=.01)
+    reward = SeverityReward(taught, {'vignette': 1.}, no_guard)
+    assert reward(PHOTO[None], PHOTO[None]).shape == (1,) and reward.weights.tolist() == [float(k == 'vignette') for k in vignette]
