@@ -351,7 +351,7 @@ def save_adapter(
     "Write the adapter, so that `Reasoner.from_pretrained(folder)` finds its base again."
     folder = Path(folder)
     model.peft_config['default'].base_model_name_or_path = str(base)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # they are not trained
     with atomic_path(folder/'kinds.json', overwrite=True) as path: path.write_text(json.dumps(list(kinds)) + '\n')
 
 def merge_adapter(

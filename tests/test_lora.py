@@ -13,8 +13,8 @@ from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, register, to
 from rr.diagnosis import Diagnosis, Finding, Scene
 from rr.finetune import ChatCollator, add_adapter, kept_for_backward, merge_adapter, sample_texts, save_adapter, save_memory, teach, training_memory
 from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
-from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, model_inputs, with_examples
-from tiny_qwen import real_config, tiny_model, tiny_processor
+from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, model_inputs, qwen_config, with_examples
+from tiny_qwen import tiny_model, tiny_processor
 
 PHOTOS = Path(__file__).parents[1] / 'rr/assets/photos'
 PHOTO = torch.rand(3, 200, 180, generator=seeded(3))
@@ -107,7 +107,7 @@ def test_adapter_of_qwen_through_the_same_lines(tmp_path, vision):
 @pytest.mark.parametrize('size,rank', [('2B', 16), ('4B', 16), ('8B', 32)])
 def test_adapter_fits_the_full_size_shapes(size, rank):
     from transformers import Qwen3VLForConditionalGeneration
-    config = real_config(size)
+    config = qwen_config(size)
     t = config.text_config
     with torch.device('meta'): model = add_adapter(Qwen3VLForConditionalGeneration(config), rank)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -168,10 +168,10 @@ def test_memory_plan_counts_what_a_real_run_keeps(tokens):
 
 
 def test_memory_plan_of_the_real_shapes():
-    plain, saving, packed = (training_memory(real_config('4B'), **o) for o in (dict(checkpointing=False), {}, dict(quantize='4bit')))
+    plain, saving, packed = (training_memory(qwen_config('4B'), **o) for o in (dict(checkpointing=False), {}, dict(quantize='4bit')))
     assert saving['together'] < plain['together'] / 2 and packed['weights'] < .55 * saving['weights']
     assert saving['weights'] == pytest.approx(8.88, abs=.02)
-    assert training_memory(real_config('4B'), batch=2)['kept'] == pytest.approx(2 * saving['kept'], rel=.02)
+    assert training_memory(qwen_config('4B'), batch=2)['kept'] == pytest.approx(2 * saving['kept'], rel=.02)
 
 
 def test_values_of_a_taught_reasoner_keep_their_names(nano_folder, vignette):

@@ -12,10 +12,10 @@ from rr.core import bundled_photos, read_photo
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
-from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
-                         digit_tokens, expected, hang_severity, memory_needed, model_inputs, quantile_digit, sign_twins, tree_distribution,
-                         within_budget)
-from tiny_qwen import qwen_tokenizer, real_config, tiny_model, tiny_processor
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat, digit_tokens,
+                         expected, hang_severity, memory_needed, model_inputs, quantile_digit, qwen_config, sign_twins,
+                         tree_distribution, within_budget)
+from tiny_qwen import qwen_tokenizer, tiny_model, tiny_processor
 
 
 def noise(*size, seed=0): return torch.rand(3, *size, generator=torch.Generator().manual_seed(seed))
@@ -373,7 +373,7 @@ def test_hub_model_without_network(monkeypatch):
 @pytest.mark.parametrize('size,billions', [('2B', 2.13), ('4B', 4.44), ('8B', 8.77)])
 def test_memory_of_the_real_shapes(size, billions):
     "Parameter counts as published on the model cards; the cache of 4096 tokens on top."
-    config = real_config(size)
+    config = qwen_config(size)
     t = config.text_config
     cache = 4096 * 2 * t.num_hidden_layers * 8 * 128
     assert (memory_needed(config, torch.float32) / 4 - cache) / 1e9 == pytest.approx(billions, abs=.01)
@@ -383,7 +383,7 @@ def test_memory_of_the_real_shapes(size, billions):
 def test_model_larger_than_memory_is_refused_before_its_weights_are_read(tmp_path, folder, monkeypatch):
     for f in folder.iterdir():
         (tmp_path / f.name).write_bytes(b'' if f.suffix == '.safetensors' else f.read_bytes())
-    real_config('4B').save_pretrained(tmp_path)
+    qwen_config('4B').save_pretrained(tmp_path)
     monkeypatch.setattr(rr.reasoner, 'free_memory', lambda device: 2**33)
     wanted = r"needs 8\.\d GiB in bfloat16, 8.0 GiB are free on cpu: use quantize='4bit'"
     with pytest.raises(ReasonerError, match=wanted) as e:

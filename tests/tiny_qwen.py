@@ -55,18 +55,3 @@ def tiny_model(seed=0, spread=.3):
     for name, p in model.named_parameters():
         if p.ndim > 1: torch.nn.init.normal_(p, std=spread)
     return model.eval()
-
-
-def real_config(size):
-    "The published shape of Qwen3-VL-{2B,4B,8B}-Instruct."
-    hidden, inner, layers, heads, tied = {'2B': (2048, 6144, 28, 16, True), '4B': (2560, 9728, 36, 32, True),
-                                          '8B': (4096, 12288, 36, 32, False)}[size]
-    text = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-                num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=tied,
-                rope_parameters=ROPE | {'mrope_section': [24, 20, 20]})
-    small = dict(depth=24, hidden_size=1024, intermediate_size=4096, num_heads=16)
-    large = dict(depth=27, hidden_size=1152, intermediate_size=4304, num_heads=16)
-    vision = dict(large, deepstack_visual_indexes=[8, 16, 24]) if size == '8B' else \
-        dict(small, deepstack_visual_indexes=[5, 11, 17])
-    vision = vision | {'out_hidden_size': hidden}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
