@@ -75,6 +75,35 @@ def test_notebooks_hold_real_output_and_no_error():
         )
 
 
+STABLE = ('00_core', '01_degrade', '02_severity', '03_diagnosis', '05_data', 'tour_of_degradations', 'paper_to_code')  # no network, no training
+CHANGES = re.compile(r'time|seconds|speed|memory|[Tt]emp|seed\(\)|%')  # in a cell whose text may differ from run to run
+NUMBER = re.compile(r'[-+]?\d*\.?\d+(?:e[-+]?\d+)?')
+
+
+def texts(notebook):
+    "What the cells of a notebook say in plain text, by source."
+    cells = [c for c in notebook.cells if c.cell_type == 'code' and not CHANGES.search(c.source)]
+    said = lambda o: o.get('text') or o.get('data', {}).get('text/plain', '')
+    plain = lambda text: re.sub(r'<.*?>|0x[0-9a-f]+', '', text)
+    return [(c.source, plain(''.join(said(o) for o in c.outputs if o.get('name') != 'stderr'))) for c in cells]
+
+
+@pytest.mark.parametrize('name', STABLE)
+def test_text_is_what_the_code_says_today(name):
+    "Runs the notebook again and compares: words must be equal, numbers within a thousandth."
+    import nbformat
+    from nbclient import NotebookClient
+
+    path = next(p for p in NOTEBOOKS if p.stem == name)
+    stored, again = (nbformat.read(path, 4) for _ in range(2))
+    NotebookClient(again, timeout=300, resources={'metadata': {'path': str(path.parent)}}).execute()
+    stale = []
+    for (source, was), (_, now) in zip(texts(stored), texts(again), strict=True):
+        close = all(float(a) == pytest.approx(float(b), rel=1e-3, abs=1e-3) for a, b in zip(NUMBER.findall(was), NUMBER.findall(now)))
+        if NUMBER.sub('#', was) != NUMBER.sub('#', now) or not close: stale.append(f'{source[:80]!r}: {was[:200]!r} is now {now[:200]!r}')
+    assert stale == [], f'run {path.name} again and keep its output'
+
+
 def test_readme_is_the_index_notebook():
     done = subprocess.run(
         [sys.executable, ROOT / 'docs/make_readme.py', '--check'], capture_output=True, text=True
