@@ -7,8 +7,9 @@ the restorer better."""
 __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_step', 'cps_step', 'sde_step', 'noise_budget',
            'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
            'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
-           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'sample_group', 'at_size', 'step_divergence',
-           'group_gradient', 'GRPO', 'check_trainer', 'train_lora', 'lora_off', 'without_lora']
+           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'window_at', 'sample_group', 'at_size',
+           'step_divergence', 'normalised_log_ratio', 'step_weights', 'group_gradient', 'rank', 'processes', 'total',
+           'GRPO', 'check_trainer', 'train_lora', 'lora_off', 'without_lora']
 
 # %% ../nbs/11_rl.ipynb #11-003
 import json, math, time
@@ -179,6 +180,8 @@ class Rollout:
     stds: tuple[float, ...]  # of each step, S of them; 0 where a step was deterministic
     step: str = 'cps'  # name in `STEPS`
     eta: float = 0.8  # noise level
+    window: tuple[int, int]|None = None  # first step that took a chance, and first after it that did not; None: all did
+    means: torch.Tensor|None = None  # what each step was drawn around, (S,B,...)
 
     @property
     def decisions(self) -> list[int]:
@@ -186,9 +189,10 @@ class Rollout:
         return [k for k, std in enumerate(self.stds) if std > 0]
 
 # %% ../nbs/11_rl.ipynb #11-028
-def _take_step(policy, cond, x, times, k, step, eta, taken=None, generator=None) -> Step:
-    "Step `k` of the path: ask the policy for its velocity, then step."
+def _take_step(policy, cond, x, times, k, step, eta, window=None, taken=None, generator=None) -> Step:
+    "Step `k` of the path: ask the policy for its velocity, then step; by chance only inside the window."
     t, t_next = times[k], times[k + 1]
+    if window is not None and not window[0] <= k < window[1]: eta = 0.
     v = policy.velocity(x, x.new_full((len(x),), t), cond)
     return STEPS[step](x, v, t, t_next, eta, policy.anchor(cond), policy.noise_scale, taken, generator)
 
@@ -201,15 +205,16 @@ def sample_with_log_probs(
     eta:float=0.8,  # noise level; 0: the deterministic path
     step:str='cps',  # name in `STEPS`
     generator:torch.Generator=None,  # of the noise
+    window:tuple[int, int]|None=None,  # the steps that take a chance, from and up to; None: all
 ) -> Rollout:
     "Walk from the start to the image by chance, and keep the odds of every step."
     x, path, taken = x.float(), [x.float()], []
     times = policy.times(times, x).tolist() if isinstance(times, int) else list(times)
     for k in range(len(times) - 1):
-        taken.append(_take_step(policy, cond, path[-1], times, k, step, eta, generator=generator))
+        taken.append(_take_step(policy, cond, path[-1], times, k, step, eta, window, generator=generator))
         path.append(taken[-1].next)
     return Rollout(policy.decode(path[-1]), torch.stack(path), torch.stack([s.log_prob for s in taken]),
-                   tuple(times), tuple(s.std for s in taken), step, eta)
+                   tuple(times), tuple(s.std for s in taken), step, eta, window, torch.stack([s.mean for s in taken]))
 
 # %% ../nbs/11_rl.ipynb #11-032
 def step_of(
@@ -218,7 +223,7 @@ def step_of(
     k:int,  # which of its steps
 ) -> Step:  # with gradients to the policy's parameters
     "Step `k` of a stored path as the policy would take it now."
-    return _take_step(policy, cond, rollout.trajectory[k], rollout.times, k, rollout.step, rollout.eta,
+    return _take_step(policy, cond, rollout.trajectory[k], rollout.times, k, rollout.step, rollout.eta, rollout.window,
                       taken=rollout.trajectory[k + 1])
 
 def log_probs_of(
@@ -381,8 +386,23 @@ class GRPOConfig:
     clip: float = 1e-4  # clip range of the ratios
     kl: float = 0.  # weight of the divergence from the reference
     epochs: int = 1  # updates on each batch of paths; the clip matters from the second on
+    window: int = 0  # how many steps take a chance (MixGRPO); 0: all
+    shift: int = 4  # updates after which the window moves on by one step
+    ratio_norm: bool = False  # ratios and steps weighed as in GRPO-Guard
     max_grad_norm: float = 1.
     seed: int = 0
+
+def window_at(
+    config:GRPOConfig,
+    update:int,  # number of the update, from 0
+) -> tuple[int, int]|None:  # the steps that take a chance, from and up to; None: all
+    "Where the window of an update lies: it moves from the first step to the last, and begins again."
+    if not config.window: return None
+    chances = config.steps - (config.step == 'cps')  # the last step of CPS takes none
+    if not 0 < config.window <= chances:
+        raise ValueError(f'window is {config.window}; of {config.steps} steps of {config.step!r}, {chances} can take a chance')
+    first = update // config.shift % (chances - config.window + 1)
+    return first, first + config.window
 
 # %% ../nbs/11_rl.ipynb #11-061
 def sample_group(
@@ -391,12 +411,13 @@ def sample_group(
     diagnosis,  # its `Diagnosis`
     config:GRPOConfig,
     seed:int,  # of start and steps
+    window:tuple[int, int]|None=None,  # as for `sample_with_log_probs`
 ):  # condition, `Rollout`
     "A group of restorations of one photo."
     c, photos = config, photo[None].expand(config.group, -1, -1, -1)
     with torch.no_grad(): cond = policy.condition(photos, [diagnosis] * c.group)
     start = policy.start(photos, seed)
-    return cond, sample_with_log_probs(policy, cond, start, c.steps, c.eta, c.step, seeded(seed + 1))
+    return cond, sample_with_log_probs(policy, cond, start, c.steps, c.eta, c.step, seeded(seed + 1), window)
 
 # %% ../nbs/11_rl.ipynb #11-062
 def at_size(
@@ -421,6 +442,25 @@ def step_divergence(
     return ((now.mean - mean)**2).mean() / (2 * now.std**2)
 
 # %% ../nbs/11_rl.ipynb #11-066
+def normalised_log_ratio(
+    now:Step,  # the step under the policy as it is now
+    old_log_prob:torch.Tensor,  # under the policy that took it, (B,)
+    old_mean:torch.Tensor,  # what that policy drew around, (B,...)
+) -> torch.Tensor:  # (B,)
+    "The log-ratio without its bias, in units that are the same for all steps (GRPO-Guard's RatioNorm)."
+    bias = ((now.mean - old_mean)**2).flatten(1).mean(1) / (2 * now.std**2)
+    return now.std * (now.log_prob - old_log_prob + bias)
+
+def step_weights(rollout:Rollout) -> list[float]:  # one a step, 1 on average over those that took a chance
+    "Weights that make a change of the velocity count the same in every step."
+    zero, one, r = torch.zeros(1, 1), torch.ones(1, 1), rollout
+    def slope(k):  # of the mean over the velocity; the mean is linear in it
+        ends = (STEPS[r.step](zero, v, r.times[k], r.times[k + 1], r.eta, taken=zero).mean for v in (zero, one))
+        return abs(float(next(ends) - next(ends)))
+    steep = {k: 1 / slope(k) for k in r.decisions}
+    return [steep.get(k, 0.) * len(steep) / sum(steep.values()) for k in range(len(r.stds))]
+
+# %% ../nbs/11_rl.ipynb #11-071
 def _mean(values) -> float: return sum(values) / len(values) if values else 0.
 
 def group_gradient(
@@ -432,9 +472,13 @@ def group_gradient(
 ) -> dict:  # averages for the log
     "Add the gradient of one group's loss to the policy's parameters."
     losses, ratios, divergences = [], [], []
+    weights = step_weights(rollout) if config.ratio_norm else [1.] * len(rollout.stds)
     for k in rollout.decisions:
         now = step_of(policy, cond, rollout, k)
-        loss, ratio = policy_loss(now.log_prob, rollout.log_probs[k], advantage, config.clip)
+        was, log_prob = rollout.log_probs[k], now.log_prob
+        if config.ratio_norm: log_prob = was + normalised_log_ratio(now, was, rollout.means[k])
+        loss, ratio = policy_loss(log_prob, was, advantage, config.clip)
+        loss = loss * weights[k]
         if config.kl:
             divergences.append(step_divergence(policy, reference, cond, rollout, k, now))
             loss = loss + config.kl * divergences[-1]
@@ -444,7 +488,21 @@ def group_gradient(
     return dict(loss=_mean(losses), kl=_mean([d.item() for d in divergences]), ratio_off=off.max().item(),
                 clipped=(off > config.clip).float().mean().item())
 
-# %% ../nbs/11_rl.ipynb #11-068
+# %% ../nbs/11_rl.ipynb #11-073
+def rank() -> int:
+    "Number of this process, from 0."
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+
+def processes() -> int:
+    "How many processes share the work."
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+def total(value:torch.Tensor) -> torch.Tensor:
+    "The sum of `value` over all processes."
+    if processes() > 1: torch.distributed.all_reduce(value)
+    return value
+
+# %% ../nbs/11_rl.ipynb #11-075
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     def __init__(self,
@@ -456,50 +514,75 @@ class GRPO:
     ):
         self.policy, self.reward, self.reference = policy, reward, reference
         self.config, self.log, self.history = config or GRPOConfig(), log, []
+        self.rewards, self.terms = None, []  # of the last update: (photos, group), and what each photo's were made of
         self.watchers = []  # functions that get every record, such as `rr.widgets.RLMonitor`
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         check_trainer(self)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.config.lr, weight_decay=0.)
 
+    def sample(self, photo, diagnosis, seed:int, number:int):  # condition, `Rollout`
+        "A group of update `number`."
+        return sample_group(self.policy, photo, diagnosis, self.config, seed, window_at(self.config, number))
+
     def update(self,
-        photos:list,  # (3,H,W) tensors, of any sizes
+        photos:list,  # (3,H,W) tensors, of any sizes; with several processes, the share of this one
         diagnoses:list,  # a `Diagnosis` each
         clean:list=None,  # clean photos, for the guard and for metrics with reference
     ) -> dict:  # what goes to the log
         "One update of the weights from one group a photo."
         began, number, c = time.perf_counter(), len(self.history), self.config
-        groups, rewards = [], []
+        groups, rewards, first, self.terms = [], [], rank() * len(photos), []
         for i, (photo, diagnosis) in enumerate(zip(photos, diagnoses, strict=True)):
-            seed = c.seed + 1_000_003 * number + 1009 * i
-            groups.append(sample_group(self.policy, photo, diagnosis, c, seed))
+            seed = c.seed + 1_000_003 * number + 1009 * (first + i)
+            groups.append(self.sample(photo, diagnosis, seed, number))
             after = at_size(groups[-1][1].images, photo.shape[-2:]).to(photo.device)
             rewards.append(self.reward(photo, after, None if clean is None else clean[i]))
-        rewards = torch.stack(rewards)
-        adv = advantages(rewards)
-        record = dict(update=number, reward=rewards.mean().item(), best=rewards.max(1).values.mean().item(),
-                      spread=rewards.std(1, unbiased=False).mean().item(), dropped=int((~adv.kept).sum()))
-        for _ in range(c.epochs if adv.kept.any() else 0): record |= self.step(groups, adv)
+            self.terms.append(getattr(self.reward, 'terms', {}))
+        self.rewards = torch.stack(rewards)
+        adv, count = advantages(self.rewards), len(photos)
+        mean = lambda values: (total(values.sum()) / total(torch.tensor(float(count)))).item()
+        record = dict(update=number, reward=mean(self.rewards.mean(1)), best=mean(self.rewards.max(1).values),
+                      spread=mean(self.rewards.std(1, unbiased=False)), dropped=int(total((~adv.kept).sum())))
+        kept = total(adv.kept.sum()).item()
+        for _ in range(c.epochs if kept else 0): record |= self.step(groups, adv, 1 / kept)
         return self.keep(record | dict(seconds=round(time.perf_counter() - began, 3)))
 
-    def step(self, groups, adv:Advantages) -> dict:
-        "One step of the optimiser over all groups that were kept."
+    def step(self, groups, adv:Advantages, share:float) -> dict:
+        "One step of the optimiser over all groups that were kept, each with this share."
         self.optimizer.zero_grad(set_to_none=True)
         kept, values = adv.kept.nonzero().flatten().tolist(), adv.values.to(self.parameters[0].device)
-        rest = self.config, self.reference, 1 / len(kept)
-        reports = [group_gradient(self.policy, *groups[i], values[i], *rest) for i in kept]
+        reports = [self.gradient(*groups[i], values[i], share) for i in kept]
+        for p in self.parameters:
+            if p.grad is None: p.grad = torch.zeros_like(p)
+            total(p.grad)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
-        return {k: _mean([r[k] for r in reports]) for k in reports[0]} | dict(grad_norm=norm.item())
+        return {k: _mean([r[k] for r in reports]) for k in (reports or [{}])[0]} | dict(grad_norm=norm.item())
+
+    def gradient(self, cond, rollout:Rollout, advantage:torch.Tensor, share:float) -> dict:
+        "Add the gradient of one group's loss; averages for the log."
+        return group_gradient(self.policy, cond, rollout, advantage, self.config, self.reference, share)
 
     def keep(self, record:dict) -> dict:
         "Append the record to the history and to the log file."
         self.history.append(record)
-        if self.log is not None:
+        if self.log is not None and rank() == 0:
             with open(self.log, 'a') as f: f.write(json.dumps(record) + '\n')
         for watcher in self.watchers: watcher(record)
         return record
 
-# %% ../nbs/11_rl.ipynb #11-069
+    def state(self) -> dict:
+        "All that a run needs to go on later as if it had not stopped."
+        return dict(parameters=[p.detach().cpu().clone() for p in self.parameters], optimizer=self.optimizer.state_dict(), history=self.history)
+
+    def load_state(self, state:dict):
+        "Go on from there."
+        with torch.no_grad():
+            for p, value in zip(self.parameters, state['parameters'], strict=True): p.copy_(value)
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.history = list(state['history'])
+
+# %% ../nbs/11_rl.ipynb #11-076
 def check_trainer(trainer:GRPO):
     "ValueError for settings with which nothing could be learned."
     c = trainer.config
@@ -508,7 +591,7 @@ def check_trainer(trainer:GRPO):
         raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
     if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')
 
-# %% ../nbs/11_rl.ipynb #11-080
+# %% ../nbs/11_rl.ipynb #11-087
 def train_lora(
     policy:FlowPolicy,  # its network is frozen, and gets the LoRA
     rank:int=8,

@@ -1,0 +1,268 @@
+"A run of reinforcement learning: windows, ratios, DiffusionNFT, curriculum, resuming, several processes, the command."
+import json, os, subprocess, sys
+
+import pytest
+import torch
+from torch import nn
+
+from rr.core import bundled_photos, read_photo, seeded, to_pil
+from rr.data import PairStream, Recipe
+from rr.diagnosis import Diagnosis
+from rr.nano import NanoRestorerNet, load_nano_restorer
+from rr.reinforce import Curriculum, DiffusionNFT, NFTConfig, Run, RunSettings, main, measure, merge_lora, nft_loss
+from rr.restorer import FlowPolicy, NanoFlowPolicy, NanoRestorer, draw_noise
+from rr.rl import (GRPO, STEPS, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
+                   train_lora, window_at)
+
+
+class Blend(FlowPolicy):
+    "A small network that begins as clean = photo + (x - photo) / 2."
+    noise_scale = 0.1
+    def __init__(self):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.module = self.net = nn.Conv2d(6, 3, 3, padding=1)
+        nn.init.zeros_(self.net.weight)
+    def condition(self, images, diagnoses): return images
+    def anchor(self, cond): return cond
+    def decode(self, x): return x
+    def start(self, images, seed=0): return images + 0.1 * draw_noise(images.shape, seed)
+    def velocity(self, x, t, cond):
+        clean = cond + 0.5 * (x - cond) + self.net(torch.cat([x, cond], 1))
+        return (x - clean) / t.view(-1, 1, 1, 1)
+
+
+def brightness(before, after, clean=None): return after.flatten(1).mean(1)
+
+
+GREY = [torch.full((3, 16, 16), 0.5), torch.full((3, 16, 24), 0.4)]
+
+
+# Windows
+
+def test_outside_the_window_a_path_follows_the_velocity():
+    flow = GaussianFlow(mean=torch.tensor(0.2), std=0.1)
+    start = flow.start(torch.zeros(3, 1, 4, 4))
+    path = sample_with_log_probs(flow, None, start, 6, generator=seeded(0), window=(2, 4))
+    plain = sample_with_log_probs(flow, None, start, 6, eta=0.)
+    assert path.decisions == [2, 3] and torch.equal(path.trajectory[:3], plain.trajectory[:3])
+    assert not torch.equal(path.trajectory[3], plain.trajectory[3])
+    for k in range(6): assert torch.equal(step_of(flow, None, path, k).log_prob, path.log_probs[k])
+
+
+def test_the_window_moves_from_first_to_last_and_begins_again():
+    config = GRPOConfig(steps=5, window=2, shift=3)  # of five steps of CPS, four take a chance
+    assert [window_at(config, u) for u in range(0, 12, 3)] == [(0, 2), (1, 3), (2, 4), (0, 2)]
+    assert window_at(config, 2) == (0, 2) and window_at(GRPOConfig(), 7) is None
+    assert window_at(GRPOConfig(steps=5, step='sde', window=5), 9) == (0, 5)
+    with pytest.raises(ValueError, match='4 can take a chance'): window_at(GRPOConfig(steps=5, window=5), 0)
+
+
+def test_only_the_window_is_trained():
+    trainer, asked = GRPO(Blend(), brightness, GRPOConfig(group=4, steps=5, window=1, shift=1, lr=1e-3)), []
+    velocity = trainer.policy.velocity
+    def spy(x, t, cond):
+        if torch.is_grad_enabled(): asked.append(float(t[0]))
+        return velocity(x, t, cond)
+    trainer.policy.velocity = spy
+    for _ in range(3): trainer.update(GREY, [None, None])
+    assert asked == pytest.approx([1., 1., .8, .8, .6, .6])
+
+
+# Ratios as in GRPO-Guard
+
+@pytest.mark.parametrize('name,eta', [('cps', .8), ('sde', .7)])
+def test_normalised_ratios_are_centred_and_of_one_size(name, eta):
+    old, new = GaussianFlow(mean=torch.tensor(0.2), std=0.1), GaussianFlow(mean=torch.tensor(0.23), std=0.1)
+    path = sample_with_log_probs(old, None, old.start(torch.zeros(8000, 1, 4, 4)), 5, eta, name, seeded(0))
+    for k in path.decisions:
+        now = step_of(new, None, path, k)
+        plain, normal = now.log_prob - path.log_probs[k], normalised_log_ratio(now, path.log_probs[k], path.means[k])
+        shift = (now.mean - path.means[k]).square().flatten(1).mean(1)
+        assert plain.mean().item() == pytest.approx(-(shift / (2 * now.std**2)).mean().item(), abs=5 * plain.std().item() / 8000**.5)
+        assert abs(normal.mean().item()) < 5 * normal.std().item() / 8000**.5
+        assert normal.std().item() == pytest.approx((shift.mean() / 16).sqrt().item(), rel=.05)  # z * shift, averaged over 16 numbers
+
+
+@pytest.mark.parametrize('name,eta', [('cps', .8), ('sde', .7)])
+def test_step_weights_make_a_change_of_velocity_count_alike(name, eta):
+    flow = GaussianFlow(mean=torch.tensor(0.2), std=0.1)
+    path = sample_with_log_probs(flow, None, flow.start(torch.zeros(2, 1, 4, 4)), 5, eta, name, seeded(0))
+    weights, x = step_weights(path), torch.randn(2, 1, 4, 4, generator=seeded(3))
+    moves = [(STEPS[name](x, x + 1, *path.times[k:k + 2], eta, taken=x).mean - STEPS[name](x, x, *path.times[k:k + 2], eta, taken=x).mean).abs().mean() * weights[k]
+             for k in path.decisions]
+    assert torch.allclose(torch.stack(moves), moves[0].expand(len(moves)), rtol=1e-4)
+    assert sum(weights) == pytest.approx(len(path.decisions))
+    assert all((w > 0) == (k in path.decisions) for k, w in enumerate(weights))
+
+
+def test_normalised_ratios_are_one_before_the_first_update_and_learn():
+    trainer = GRPO(Blend(), brightness, GRPOConfig(group=8, lr=3e-3, ratio_norm=True, clip=1e-2))
+    for _ in range(25): trainer.update(GREY, [None, None])
+    rewards = [r['reward'] for r in trainer.history]
+    assert trainer.history[0]['ratio_off'] == 0 and sum(rewards[-5:]) > sum(rewards[:5]) + .25
+
+
+# DiffusionNFT
+
+@pytest.mark.parametrize('beta', [.1, 1.])
+def test_first_gradient_is_marked_flow_matching(beta):
+    clean, start, t = (torch.randn(6, 3, 4, generator=seeded(0)), torch.randn(6, 3, 4, generator=seeded(1)), torch.linspace(.1, 1, 6))
+    x, good = clean + t.view(-1, 1, 1) * (start - clean), torch.linspace(0, 1, 6)
+    v = torch.randn(6, 3, 4, generator=seeded(2)).requires_grad_()
+    nft_loss(clean, x, t, v, v.detach(), good, beta).sum().backward()
+    off = (x - t.view(-1, 1, 1) * v - clean).detach()
+    closed = (2 * good - 1).view(-1, 1, 1) * beta * -t.view(-1, 1, 1) * 2 * off / 12 / off.abs().mean((1, 2), keepdim=True)
+    assert torch.allclose(v.grad, closed, atol=1e-6)
+
+
+@pytest.mark.parametrize('good,wanted', [(1., -.5), (.5, .5), (0., 1.5)])
+def test_nft_loss_is_smallest_where_the_mark_asks_for(good, wanted):
+    "The clean image is 0, the old estimate of it 0.5, beta 0.5: a good mark asks for twice the way there, a bad one for as much away."
+    clean, x, t, old = torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1), torch.full((1, 1), .5)
+    v = old.clone().requires_grad_()
+    optimizer = torch.optim.SGD([v], lr=.02)
+    for _ in range(2000):
+        optimizer.zero_grad(); nft_loss(clean, x, t, v, old, torch.tensor([good]), .5).sum().backward(); optimizer.step()
+    assert (x - v).item() == pytest.approx(wanted, abs=.03)
+
+
+def test_nft_learns_what_is_rewarded_and_its_old_weights_follow():
+    flow = GaussianFlow(mean=nn.Parameter(torch.tensor(0.2)), std=0.1)
+    trainer = DiffusionNFT(flow, lambda before, after, clean=None: -(after - .8).flatten(1).mean(1).abs(), NFTConfig(group=24, lr=.02))
+    for _ in range(60): trainer.update([torch.zeros(1, 1, 1)], [None])
+    assert abs(flow.mean.item() - .8) < .15
+    assert .02 < abs(trainer.old[0].item() - .2) and 'kl' not in trainer.history[-1]
+
+
+def test_a_group_of_equal_rewards_teaches_nft_nothing():
+    policy = Blend()
+    before = policy.net.weight.detach().clone()
+    record = DiffusionNFT(policy, lambda b, a, c=None: torch.zeros(len(a)), NFTConfig(group=4)).update(GREY, [None, None])
+    assert torch.equal(policy.net.weight, before) and record['dropped'] == 2
+
+
+# Curriculum
+
+def test_hard_photos_come_more_often_and_none_is_forgotten():
+    c = Curriculum(4, floor=5.)
+    c.saw([0, 1, 2, 3], torch.tensor([95., 45., 15., 0.]))
+    drawn = torch.bincount(torch.tensor([c.draw(1, seeded(k))[0] for k in range(6000)]), minlength=4) / 6000
+    assert torch.allclose(drawn, torch.tensor([100., 50., 20., 5.]) / 175, atol=.03)
+    assert len(set(c.draw(4, seeded(0)))) == 4
+    alike = Curriculum(4, hardness=0.); alike.saw([0], torch.tensor([500.]))
+    assert abs(sum(alike.draw(1, seeded(k))[0] == 0 for k in range(2000)) / 2000 - .25) < .04
+
+
+# Runs
+
+def nothing(photos): return [Diagnosis()] * len(photos)
+
+def stream(): return PairStream(list(bundled_photos().values()), 48, Recipe(max_kinds=2), seed=3)
+
+def make_run(folder, updates, kind=GRPO, **settings):
+    config = (GRPOConfig if kind is GRPO else NFTConfig)(group=4, lr=1e-3, steps=2)
+    return Run(kind(Blend(), brightness, config), stream(), nothing, folder, RunSettings(updates=updates, photos=2, pool=6, save_every=2, **settings))
+
+def told(history): return [{k: v for k, v in r.items() if k != 'seconds'} for r in history]
+
+
+@pytest.mark.parametrize('kind', [GRPO, DiffusionNFT])
+def test_a_run_that_was_killed_ends_where_it_would_have_ended(tmp_path, kind):
+    whole = make_run(tmp_path / 'whole', 6, kind)
+    whole.go()
+    first = make_run(tmp_path / 'cut', 6, kind)
+    for _ in range(5):  # killed after five updates, the last checkpoint is that of the fourth
+        first.update()
+        if len(first.trainer.history) in (2, 4): first.save()
+    again = make_run(tmp_path / 'cut', 6, kind)
+    assert len(again.trainer.history) == 4
+    again.go()
+    assert told(again.trainer.history) == told(whole.trainer.history)
+    assert torch.equal(again.trainer.policy.net.weight, whole.trainer.policy.net.weight)
+    assert torch.equal(again.curriculum.left, whole.curriculum.left)
+    lines = [json.loads(line) for line in (tmp_path / 'cut/log.jsonl').read_text().splitlines()]
+    assert [r['update'] for r in lines] == list(range(6))
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    make_run(tmp_path, 2).go()
+    with pytest.raises(ValueError, match='other settings'): make_run(tmp_path, 4, hardness=0.)
+
+
+def test_the_curriculum_hears_of_severities_where_the_reward_knows_them(tmp_path):
+    run = make_run(tmp_path, 1)
+    def reward(before, after, clean=None):
+        reward.terms = dict(severity_after=torch.full((len(after), 7), 4.))
+        return after.flatten(1).mean(1)
+    run.trainer.reward = reward
+    run.go()
+    assert sorted(run.curriculum.left.tolist()) == [28., 28., 100., 100., 100., 100.]
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    script = tmp_path / 'job.py'
+    script.write_text(f"""
+import sys, torch
+sys.path[:0] = [{str(os.path.dirname(__file__))!r}]
+from accelerate import PartialState
+from test_reinforce import GRPO, DiffusionNFT, make_run
+torch.set_num_threads(1); PartialState(cpu=True)
+for kind in (GRPO, DiffusionNFT):
+    run = make_run(sys.argv[1] + kind.__name__, 3, kind); run.go()
+""")
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path), 'ACCELERATE_USE_CPU': 'true'}
+    together = subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+                               '--dynamo_backend', 'no', '--main_process_port', '0', str(script), str(tmp_path / 'two')], env=env, capture_output=True, text=True)
+    assert together.returncode == 0, together.stderr[-2000:]
+    for kind in (GRPO, DiffusionNFT):
+        alone = make_run(tmp_path / f'one{kind.__name__}', 3, kind)
+        alone.go()
+        state = torch.load(tmp_path / f'two{kind.__name__}' / 'checkpoint.pt', weights_only=True)
+        assert len(state['trainer']['history']) == 3
+        assert torch.allclose(state['trainer']['parameters'][0], alone.trainer.parameters[0], atol=1e-6)
+        assert torch.allclose(state['left'], alone.curriculum.left, atol=1e-4)
+        for a, b in zip(state['trainer']['history'], alone.trainer.history):
+            assert a['reward'] == pytest.approx(b['reward'], abs=1e-6) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
+
+
+# The nano restorer
+
+def test_a_merged_lora_is_the_network_with_it():
+    torch.manual_seed(0)
+    net = NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))
+    nn.init.normal_(net.heads.weight, std=.02)
+    names = set(net.state_dict())
+    policy = train_lora(NanoFlowPolicy(net), rank=2)
+    for n, p in policy.module.named_parameters():
+        if 'lora_B' in n: nn.init.normal_(p, std=.05)
+    x, t = torch.rand(2, 3, 32, 32, generator=seeded(0)), torch.full((2,), .5)
+    cond = policy.condition(x, [Diagnosis.from_dict({'noise': {'severity': 60}})] * 2)
+    with torch.no_grad():
+        before = policy.velocity(x, t, cond)
+        merge_lora(policy.module)
+        assert torch.allclose(policy.velocity(x, t, cond), before, atol=1e-5)
+    assert set(policy.module.state_dict()) == names
+
+
+@pytest.mark.parametrize('method', ['grpo', 'nft'])
+def test_command(tmp_path, method):
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    for name, path in list(bundled_photos().items())[:3]: to_pil(read_photo(path).image[:, :128, :128]).save(photos / f"{name}.png")
+    args = [str(photos), str(tmp_path / 'out'), '--method', method, '--updates', '2', '--batch', '1', '--group', '2', '--steps', '2', '--size', '96', '--pool', '2', '--threads', '1']
+    main(args)
+    net, shipped = load_nano_restorer(tmp_path / 'out/weights'), NanoRestorer.from_pretrained().policy.module
+    assert net.config == shipped.config and any(not torch.equal(a, b) for a, b in zip(net.state_dict().values(), shipped.state_dict().values()))
+    assert len((tmp_path / 'out/log.jsonl').read_text().splitlines()) == 2
+
+
+def test_measure_counts_what_is_left():
+    class Judge:
+        def severity(self, photos): return torch.stack([torch.full((7,), float(p.mean()) * 10) for p in photos])
+    class Half:
+        def restore(self, photos, diagnoses, steps): return [p / 2 for p in photos]
+    pairs = [stream()[i] for i in range(3)]
+    rows = measure(Half(), pairs, [Diagnosis()] * 3, {'judge': Judge()}, batch=2)
+    assert [r['photo'] for r in rows] == [p.name for p in pairs]
+    for r, p in zip(rows, pairs): assert r['left_judge'] == pytest.approx(float(p.degraded.clamp(0, 1).mean()) * 35, abs=1e-3)
