@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                         'rr.viz.figure_html': ('viz.html#figure_html', 'rr/viz.py'),
                         'rr.viz.kind_colour': ('viz.html#kind_colour', 'rr/viz.py'),
                         'rr.viz.line_html': ('viz.html#line_html', 'rr/viz.py'),
+                        'rr.viz.line_seconds': ('viz.html#line_seconds', 'rr/viz.py'),
                         'rr.viz.notes_html': ('viz.html#notes_html', 'rr/viz.py'),
                         'rr.viz.pair_grid': ('viz.html#pair_grid', 'rr/viz.py'),
                         'rr.viz.parameters_html': ('viz.html#parameters_html', 'rr/viz.py'),

@@ -323,6 +323,7 @@ class Guide:
         median:bool = True,  # write numbers at their median; False: greedily
     ):
         self.opening, self.tokenizer, self.median, self.nodes, self.probabilities = opening, tokenizer, median, None, []
+        self.times = []  # when each token was chosen, by the clock of `time.perf_counter`
 
     def __call__(self, ids:Tensor, scores:Tensor) -> Tensor:  # ids (B,L), scores (B,V)
         masked = scores
@@ -333,6 +334,7 @@ class Guide:
         picked = masked.argmax(-1, keepdim=True)
         log_p = scores.gather(1, picked)[:, 0].float() - scores.float().logsumexp(-1)
         self.probabilities.append(log_p.exp())
+        self.times.append(time.perf_counter())
         return masked
 
     def _walk(self, ids):
@@ -470,6 +472,7 @@ class Reply:
     error: str = ''  # why the text holds no diagnosis; '' where it does
     distribution: Tensor | None = field(default=None, repr=False)  # (K,101) over 0..100; None in free mode
     kinds: tuple[str, ...] = KINDS  # what the distribution's rows are about
+    times: tuple[float, ...] = ()  # seconds from the beginning of its batch to each token
 
     @property
     def severity(self) -> Tensor | None:  # (K,)
@@ -489,15 +492,15 @@ def to_replies(
     ends:list[int],  # tokens that end a reply
     guide:Guide,
     distribution:Tensor|None,  # (B,K,101)
-    seconds:float,  # wall time of the batch
+    began:float,  # when the batch did, by the clock of `time.perf_counter`
 ) -> list[Reply]:
     "One record a photo."
-    probabilities, replies = torch.stack(guide.probabilities, 1).tolist(), []
+    probabilities, replies, seconds = torch.stack(guide.probabilities, 1).tolist(), [], time.perf_counter() - began
     for row, ids in enumerate(new.tolist()):
         ids = ids[:next((i for i, t in enumerate(ids) if t in ends), len(ids))]
         text = tokenizer.decode(ids, skip_special_tokens=True)
         reply = Reply(text, tuple(tokenizer.decode([t]) for t in ids), tuple(probabilities[row][:len(ids)]),
-                      seconds / len(new), **read_reply(text))
+                      seconds / len(new), times=tuple(t - began for t in guide.times[:len(ids)]), **read_reply(text))
         if guide.opening:
             reply.repairs = tuple(dict.fromkeys([*guide.repairs[row], *reply.repairs]))
             reply.distribution, reply.kinds = distribution[row], guide.opening.kinds
@@ -724,12 +727,12 @@ class Reasoner:
         median:bool = True,  # with `constrain`: write numbers at their median; False: digit by digit, greedily
     ) -> list[Reply]:
         "What the model writes about each photo."
-        replies, ends, start = [], end_tokens(self.model, self.tokenizer), time.perf_counter()
+        replies, ends, began = [], end_tokens(self.model, self.tokenizer), time.perf_counter()
         for inputs in self.batches(images):
             guide = Guide(self.opening if constrain else None, self.tokenizer, median)
             new, p = run(self.model, self.processor, inputs, guide, max(max_new_tokens, self.opening.length))
-            seconds, start = time.perf_counter() - start, time.perf_counter()
-            replies += to_replies(self.tokenizer, new, ends, guide, p, seconds)
+            replies += to_replies(self.tokenizer, new, ends, guide, p, began)
+            began = time.perf_counter()
         return replies
 
     def diagnose(self, images, max_new_tokens:int=512) -> list[Diagnosis]:

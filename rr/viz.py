@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['COLOURS', 'STYLE', 'kind_colour', 'compare_strip', 'severity_values', 'severity_bars', 'severity_curves',
            'severities_line', 'pair_grid', 'Markup', 'escape', 'with_kinds', 'confidence_colour', 'token_html',
-           'reply_lines', 'line_html', 'stages_html', 'bars_html', 'data_uri', 'figure_html', 'cot_html', 'notes_html',
-           'restoration_html', 'parameters_html', 'rows_html', 'trace_page']
+           'reply_lines', 'line_seconds', 'line_html', 'stages_html', 'bars_html', 'data_uri', 'figure_html',
+           'cot_html', 'notes_html', 'restoration_html', 'parameters_html', 'rows_html', 'trace_page']
 
 # %% ../nbs/04_viz.ipynb #04-002
 import base64, html, io, re
+from itertools import zip_longest
 import torch
 from .core import psnr, to_pil, to_tensor
 from .degrade import DEGRADATIONS, KINDS
@@ -181,9 +182,21 @@ def reply_lines(
         lines += [[(part, probability)] for part in rest]
     return [[piece for piece in line if piece[0]] for line in lines]
 
+def line_seconds(
+    reply, # a reasoner's `Reply`, or anything else
+)->list: # of float, one a line; empty where the reply does not know when its tokens came
+    "How long each line of a reply took; the first one includes the look at the photo."
+    ends, times = [0.], getattr(reply, 'times', ())
+    if not times: return []
+    for token, time in zip(reply.tokens, times):
+        ends[-1] = time
+        ends += [time] * str(token).count('\n')
+    return [end - start for start, end in zip([0., *ends], ends)]
+
 def line_html(
     line:list, # of (str, probability or None)
     folded:int=9, # stages beyond this one start folded
+    seconds:float|None=None, # that it took
 )->str:
     "One line of a reply: a stage, the JSON, or a paragraph."
     text = ''.join(piece for piece, _ in line)
@@ -193,7 +206,8 @@ def line_html(
     stage = re.match(r'\s*(\d+)\.\s*(\w+):', text)
     if not stage: return f'<p>{body}</p>'
     is_open = len(stage[1]) < 3 and int(stage[1]) <= folded
-    head = f'<summary>{escape(stage[1])} {escape(stage[2])}</summary>'
+    took = '' if seconds is None else f' <small>{seconds:.2f} s</small>'
+    head = f'<summary>{escape(stage[1])} {escape(stage[2])}{took}</summary>'
     return f'<details{" open" if is_open else ""}>{head}<p>{body}</p></details>'
 
 # %% ../nbs/04_viz.ipynb #04-033
@@ -215,9 +229,11 @@ def stages_html(
     text:str,
     tokens=None, probabilities=None, # as `reply_lines` takes them
     folded:int=9, # stages beyond this one start folded
+    seconds=(), # of float, one a line, as `line_seconds` returns them
 )->str:
-    "The stages of a reply as sections that fold."
-    return ''.join(line_html(line, folded) for line in reply_lines(text, tokens, probabilities))
+    "The stages of a reply as sections that fold, each with its time where that is known."
+    lines = reply_lines(text, tokens, probabilities)
+    return ''.join(line_html(line, folded, took) for line, took in zip_longest(lines, seconds[:len(lines)]))
 
 # %% ../nbs/04_viz.ipynb #04-036
 def bars_html(
@@ -270,7 +286,7 @@ def cot_html(
         text = trace.to_cot() if isinstance(trace, Diagnosis) else getattr(trace, 'text', trace)
         tokens = tokens or getattr(trace, 'tokens', None)
         probabilities = probabilities or getattr(trace, 'probabilities', None)
-        body = stages_html(text, tokens, probabilities, folded) + notes_html(trace)
+        body = stages_html(text, tokens, probabilities, folded, line_seconds(trace)) + notes_html(trace)
     return Markup(f'{STYLE}<div class="rr">{body}</div>')
 
 def notes_html(
@@ -290,7 +306,7 @@ def restoration_html(
     photos = [figure_html(photo, caption, trace.name, longest)
               for photo, caption in ((trace.photo, 'as it came in'), (trace.restored, outcome))]
     edited = '<p class="note">The diagnosis was edited before restoration.</p>' if trace.edited else ''
-    stages = stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities)
+    stages = stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities, seconds=line_seconds(trace.reply))
     bars = '<p>Expected severity, a mean over the digits that the reasoner considered:</p>'
     bars += bars_html(trace.severity_before, trace.severity_after)
     return ''.join([*photos, bars, edited, stages, notes_html(trace.reply)])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from .core import bundled_photos, psnr, to_pil, to_tensor
 from .degrade import DEGRADATIONS, KINDS, Degraded, degrade
 from .diagnosis import CoTError, Diagnosis, parse_cot
-from .viz import STYLE, bars_html, escape, notes_html, parameters_html, severities_line, stages_html
+from .viz import STYLE, bars_html, escape, line_seconds, notes_html, parameters_html, severities_line, stages_html
 
 # %% ../nbs/13_widgets.ipynb #13-004
 def png_bytes(
@@ -138,7 +138,7 @@ class TraceViewer(widgets.VBox):
     def update(self, change=None):
         "Shows what the controls say."
         tokens, sure = (self.reply.tokens, self.probabilities) if self.confidence.value else (None, None)
-        body = stages_html(self.text, tokens, sure, self.unfolded.value)
+        body = stages_html(self.text, tokens, sure, self.unfolded.value, line_seconds(self.reply))
         self.page.value = f'{STYLE}<div class="rr">{body}{notes_html(self.reply)}</div>'
 
 # %% ../nbs/13_widgets.ipynb #13-020

@@ -445,3 +445,11 @@ def test_nano_openings_are_canonical(nano):
 
 def test_nano_takes_no_qwen_options():
     with pytest.raises(ReasonerError, match='Qwen size'): Reasoner.from_pretrained('nano', quantize='4bit')
+
+
+def test_a_reply_knows_when_each_token_came():
+    reasoner = Reasoner.from_pretrained('nano')
+    first, second = reasoner.reply([noise(96, 96), noise(96, 96, seed=1)])
+    for r in (first, second):
+        assert len(r.times) == len(r.tokens) and all(0 < a < b for a, b in zip(r.times, r.times[1:]))
+        assert r.times[-1] <= 2 * r.seconds  # two photos share the batch

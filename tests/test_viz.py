@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 from rr.core import Photo, bundled_photos, read_photo
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, degrade, register
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.viz import (COLOURS, bars_html, compare_strip, cot_html, data_uri, kind_colour, pair_grid, reply_lines, severity_bars,
+from rr.viz import (COLOURS, bars_html, compare_strip, cot_html, data_uri, kind_colour, line_seconds, pair_grid, reply_lines, severity_bars,
                     severity_values, token_html, trace_page, with_kinds)
 
 photo = read_photo(bundled_photos()['cat']).image[:, :96, :128]
@@ -137,3 +137,13 @@ def test_pictures_survive_the_data_uri():
 
 def test_bars_escape_and_name():
     assert '<i' not in with_kinds('fog<i>') and bars_html({'fog': 42}).count('width:42%') == 1
+
+
+def test_each_stage_says_how_long_it_took():
+    text = '1. Identify: rain.\n2. Quantify: rain 040.\n\n{"rain":{"severity":40}}'
+    tokens = ('1. Identify:', ' rain', '.\n', '2. Quantify: rain 040', '.\n\n', '{"rain":{"severity":40}}')
+    reply = SimpleNamespace(text=text, tokens=tokens, probabilities=(1.,) * 6, times=(.5, .6, .7, .8, 1., 1.5))
+    assert line_seconds(reply) == pytest.approx([.7, .3, 0, .5])
+    page = str(cot_html(reply))
+    assert re.findall(r'<small>(.*?)</small>', page) == ['0.70 s', '0.30 s']
+    assert '<small>' not in str(cot_html(text)) and line_seconds(text) == []
