@@ -534,8 +534,9 @@ class GRPO:
         groups, rewards, first, self.terms = [], [], rank() * len(photos), []
         for i, (photo, diagnosis) in enumerate(zip(photos, diagnoses, strict=True)):
             seed = c.seed + 1_000_003 * number + 1009 * (first + i)
-            groups.append(self.sample(photo, diagnosis, seed, number))
-            after = at_size(groups[-1][1].images, photo.shape[-2:]).to(photo.device)
+            cond, rollout = self.sample(photo, diagnosis, seed, number)
+            groups.append((cond, rollout, seed))
+            after = at_size(rollout.images, photo.shape[-2:]).to(photo.device)
             rewards.append(self.reward(photo, after, None if clean is None else clean[i]))
             self.terms.append(getattr(self.reward, 'terms', {}))
         self.rewards = torch.stack(rewards)
@@ -559,8 +560,8 @@ class GRPO:
         self.optimizer.step()
         return {k: _mean([r[k] for r in reports]) for k in (reports or [{}])[0]} | dict(grad_norm=norm.item())
 
-    def gradient(self, cond, rollout:Rollout, advantage:torch.Tensor, share:float) -> dict:
-        "Add the gradient of one group's loss; averages for the log."
+    def gradient(self, cond, rollout:Rollout, seed:int, advantage:torch.Tensor, share:float) -> dict:
+        "Add the gradient of one group's loss; averages for the log. `seed` is the group's own, for losses that draw."
         return group_gradient(self.policy, cond, rollout, advantage, self.config, self.reference, share)
 
     def keep(self, record:dict) -> dict:

@@ -10,29 +10,10 @@ from rr.data import PairStream, Recipe
 from rr.diagnosis import Diagnosis
 from rr.nano import NanoRestorerNet, load_nano_restorer
 from rr.reinforce import Curriculum, DiffusionNFT, NFTConfig, Run, RunSettings, main, measure, merge_lora, nft_loss
-from rr.restorer import FlowPolicy, NanoFlowPolicy, NanoRestorer, draw_noise
+from rr.restorer import NanoFlowPolicy, NanoRestorer
 from rr.rl import (GRPO, STEPS, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
                    train_lora, window_at)
-
-
-class Blend(FlowPolicy):
-    "A small network that begins as clean = photo + (x - photo) / 2."
-    noise_scale = 0.1
-    def __init__(self):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.module = self.net = nn.Conv2d(6, 3, 3, padding=1)
-        nn.init.zeros_(self.net.weight)
-    def condition(self, images, diagnoses): return images
-    def anchor(self, cond): return cond
-    def decode(self, x): return x
-    def start(self, images, seed=0): return images + 0.1 * draw_noise(images.shape, seed)
-    def velocity(self, x, t, cond):
-        clean = cond + 0.5 * (x - cond) + self.net(torch.cat([x, cond], 1))
-        return (x - clean) / t.view(-1, 1, 1, 1)
-
-
-def brightness(before, after, clean=None): return after.flatten(1).mean(1)
+from test_rl import Blend, brightness
 
 
 GREY = [torch.full((3, 16, 16), 0.5), torch.full((3, 16, 24), 0.4)]
@@ -187,7 +168,17 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(tmp_path, kind):
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
     make_run(tmp_path, 2).go()
-    with pytest.raises(ValueError, match='other settings'): make_run(tmp_path, 4, hardness=0.)
+    with pytest.raises(ValueError, match='another run hardness:'): make_run(tmp_path, 4, hardness=0.)
+    with pytest.raises(ValueError, match='another method, step, eta'): make_run(tmp_path, 4, DiffusionNFT)
+    assert len(make_run(tmp_path, 4).go()) == 4
+
+
+def test_the_log_is_written_as_the_run_goes_on(tmp_path):
+    run = make_run(tmp_path, 4)
+    run.update()  # before the first checkpoint
+    lines = (tmp_path / 'log.jsonl').read_text().splitlines()
+    assert [json.loads(line) for line in lines] == run.trainer.history
+    assert make_run(tmp_path, 4).trainer.history == [] and (tmp_path / 'log.jsonl').read_text() == ''
 
 
 def test_the_curriculum_hears_of_severities_where_the_reward_knows_them(tmp_path):
@@ -202,26 +193,27 @@ def test_the_curriculum_hears_of_severities_where_the_reward_knows_them(tmp_path
 
 def test_two_processes_do_what_one_does(tmp_path):
     script = tmp_path / 'job.py'
-    script.write_text(f"""
+    script.write_text("""
 import sys, torch
-sys.path[:0] = [{str(os.path.dirname(__file__))!r}]
 from accelerate import PartialState
+from rr.rl import processes, rank
 from test_reinforce import GRPO, DiffusionNFT, make_run
 torch.set_num_threads(1); PartialState(cpu=True)
-for kind in (GRPO, DiffusionNFT):
-    run = make_run(sys.argv[1] + kind.__name__, 3, kind); run.go()
+open(f'{sys.argv[1]}-{rank()}-of-{processes()}', 'w').close()
+for kind in (GRPO, DiffusionNFT): make_run(sys.argv[1] + kind.__name__, 3, kind).go()
 """)
-    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(sys.path), 'ACCELERATE_USE_CPU': 'true'}
-    together = subprocess.run([sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-                               '--dynamo_backend', 'no', '--main_process_port', '0', str(script), str(tmp_path / 'two')], env=env, capture_output=True, text=True)
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    together = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script, tmp_path / 'two'],
+                              env=env, capture_output=True, text=True, timeout=300)
     assert together.returncode == 0, together.stderr[-2000:]
+    assert sorted(p.name for p in tmp_path.glob('two-*')) == ['two-0-of-2', 'two-1-of-2']
     for kind in (GRPO, DiffusionNFT):
         alone = make_run(tmp_path / f'one{kind.__name__}', 3, kind)
         alone.go()
         state = torch.load(tmp_path / f'two{kind.__name__}' / 'checkpoint.pt', weights_only=True)
-        assert len(state['trainer']['history']) == 3
         assert torch.allclose(state['trainer']['parameters'][0], alone.trainer.parameters[0], atol=1e-6)
         assert torch.allclose(state['left'], alone.curriculum.left, atol=1e-4)
+        assert len(state['trainer']['history']) == len(alone.trainer.history) == 3
         for a, b in zip(state['trainer']['history'], alone.trainer.history):
             assert a['reward'] == pytest.approx(b['reward'], abs=1e-6) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
 
