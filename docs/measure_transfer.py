@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# imgcorr asks an old setuptools for the folder of its own frost pictures, which is not needed here
 sys.modules.setdefault('pkg_resources', types.SimpleNamespace(resource_filename=lambda package, name: str(importlib.resources.files(package) / name)))
 warnings.filterwarnings('ignore')  # of the packages below, about NumPy
 
