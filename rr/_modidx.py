@@ -576,6 +576,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'rr.reinforce.NFTConfig': ('reinforce.html#nftconfig', 'rr/reinforce.py'),
                               'rr.reinforce.Run': ('reinforce.html#run', 'rr/reinforce.py'),
                               'rr.reinforce.Run.__init__': ('reinforce.html#run.__init__', 'rr/reinforce.py'),
+                              'rr.reinforce.Run.asked': ('reinforce.html#run.asked', 'rr/reinforce.py'),
                               'rr.reinforce.Run.checkpoint': ('reinforce.html#run.checkpoint', 'rr/reinforce.py'),
                               'rr.reinforce.Run.go': ('reinforce.html#run.go', 'rr/reinforce.py'),
                               'rr.reinforce.Run.left': ('reinforce.html#run.left', 'rr/reinforce.py'),
