@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['DEPTH_ENDING', 'NOT_CLEAN', 'TRAINING', 'EVALUATION', 'SEVEN', 'RECIPES', 'THREE_KINDS', 'clean_photos',
            'read_exclusions', 'read_depth', 'from_inverse_depth', 'depth_model', 'depth_statistics', 'load_captions',
-           'scene_from_row', 'Recipe', 'Pair', 'make_pair', 'PairStream', 'random_window', 'crop_resize', 'PairCounter',
-           'synthesis_speed', 'compare_depth', 'compare_fog', 'main', 'evaluation_pairs', 'parameter_table',
-           'pair_record', 'PairWriter', 'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
+           'scene_from_row', 'Recipe', 'Pair', 'make_pair', 'PairStream', 'random_window', 'crop_resize',
+           'random_tones', 'Made', 'made_ahead', 'Replay', 'PairCounter', 'synthesis_speed', 'compare_depth',
+           'compare_fog', 'main', 'evaluation_pairs', 'parameter_table', 'pair_record', 'PairWriter',
+           'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
 
 # %% ../nbs/05_data.ipynb #05-002
-import argparse, csv, hashlib, json, os, time
+import argparse, csv, hashlib, itertools, json, math, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import PHOTO_SUFFIXES, atomic_path, psnr, read_photo, seeded, to_pil, write_photo
-from .degrade import DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth, random_region, severity_table
+from .degrade import DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth, random_region, severity_table, uniform
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005
@@ -118,6 +119,7 @@ class Recipe:
     clean_share: float = 0.  # share of photos that stay clean
     weights: tuple[float, ...]|None = None  # how often each of `kinds` is chosen, relative to the others; default: equally often
     region_share: float = 0.  # how often a kind is confined to a part of the photo
+    tone_share: float = 0.  # how often the clean photo gets other tones before it is damaged, by `random_tones`
 
     def draw(self, generator:torch.Generator) -> dict[str, int]:
         "Severities by kind, in physical order; empty for a clean photo."
@@ -199,6 +201,7 @@ class PairStream:
         clean = crop_resize(photo.float() / 255, window, self.size)
         depth = None if depth is None else crop_resize(depth, window, self.size)
         if torch.rand((), generator=g) < .5: clean, depth = clean.flip(-1), None if depth is None else depth.flip(-1)
+        if self.recipe.tone_share and torch.rand((), generator=g) < self.recipe.tone_share: clean = random_tones(clean, g)
         seed, severities = int(torch.randint(2**31, (), generator=g)), self.recipe.draw(g)
         if self.recipe.region_share and depth is None: depth = pseudo_depth(clean, kind_generator('depth', seed))  # the one that `degrade` makes up
         regions = self.recipe.regions(severities, depth, g)
@@ -225,15 +228,69 @@ def crop_resize(image:Tensor, window:tuple[int, int, int], size:int) -> Tensor:
     if side == size: return crop
     return F.interpolate(crop[None], (size, size), mode='bicubic', antialias=True)[0].clamp(0, 1)
 
+def random_tones(
+    image:Tensor,  # (3, H, W) in [0, 1], clean
+    generator:torch.Generator,
+) -> Tensor:  # (3, H, W) in [0, 1]
+    "The photo as another exposure, gamma and saturation would have made it. It counts as clean: a photo may be dark or pale by nature."
+    gain, gamma, saturation = math.exp(uniform(-.5, .1, generator)), math.exp(uniform(-.3, .3, generator)), uniform(.6, 1.3, generator)
+    return torch.lerp(image.mean(0, keepdim=True), image, saturation).mul(gain).clamp(0, 1) ** gamma
+
 # %% ../nbs/05_data.ipynb #05-040
+class Made(torch.utils.data.Dataset):
+    "Item `i` is `make(first + i)`, for processes that make things ahead."
+    def __init__(self, make, first:int=0): self.make, self.first = make, first
+    def __len__(self): return 2**31
+    def __getitem__(self, i:int):
+        torch.set_num_threads(1)
+        return self.make(self.first + i)
+
+def made_ahead(
+    make,  # function of a number that can be pickled: defined at the top of a module, or an instance of such a class
+    first:int=0,
+    workers:int=0,  # processes; 0: this one, when asked
+):  # endless iterator
+    "`make(first)`, `make(first + 1)`, ... in this order, with `workers` made ahead of time by other processes: what a GPU needs to be kept busy."
+    if not workers: return map(make, itertools.count(first))
+    return iter(torch.utils.data.DataLoader(Made(make, first), batch_size=None, num_workers=workers, prefetch_factor=2))
+
+# %% ../nbs/05_data.ipynb #05-042
+class Replay:
+    "Batches for a device that learns faster than they are made: each that is made serves several draws from the last ones."
+    def __init__(self,
+        batches,  # iterator of tuples of tensors, (n, ...) each
+        replays:int=1,  # draws for each batch that is made; 1: every batch is handed on as it is
+        kept:int=20_000,  # examples that stay on the device, in half precision
+        device:str|torch.device='cpu',
+    ):
+        self.batches, self.replays, self.kept, self.device = batches, replays, kept, torch.device(device)
+        self.memory, self.count, self.draws = [], 0, 0
+
+    def add(self, batch:tuple[Tensor, ...]):
+        "Keep a batch in place of the oldest."
+        narrow = lambda x: x.half() if x.is_floating_point() else x
+        if not self.memory: self.memory = [torch.empty(self.kept, *x.shape[1:], dtype=narrow(x).dtype, device=self.device) for x in batch]
+        places = torch.arange(self.count, self.count + len(batch[0]), device=self.device) % self.kept
+        for kept, x in zip(self.memory, batch): kept[places] = narrow(x.to(self.device))
+        self.count += len(places)
+
+    def draw(self, n:int, generator:torch.Generator) -> tuple[Tensor, ...]:  # (n, ...) each, in float32
+        "The next batch or, with `replays`, `n` random examples of those that are kept."
+        if self.replays == 1: return tuple(x.to(self.device) for x in next(self.batches))
+        while self.count < 8 * n or self.draws >= self.replays:
+            self.add(next(self.batches))
+            self.draws = max(0, self.draws - self.replays)
+        self.draws += 1
+        chosen = torch.randint(min(self.count, self.kept), (n,), generator=generator).to(self.device)
+        return tuple(x[chosen].float() if x.is_floating_point() else x[chosen] for x in self.memory)
+
+# %% ../nbs/05_data.ipynb #05-044
 THREE_KINDS = Recipe(min_kinds=3, max_kinds=3)
 
-class PairCounter(torch.utils.data.Dataset):
-    "Item `i`: pair `i` of a stream is made, and only its number comes back."
+class PairCounter:
+    "Makes pair `i` of a stream; only its number comes back."
     def __init__(self, stream:PairStream): self.stream = stream
-    def __len__(self): return 2**31
-    def __getitem__(self, i:int) -> int:
-        torch.set_num_threads(1)
+    def __call__(self, i:int) -> int:
         self.stream[i]
         return i
 
@@ -245,8 +302,7 @@ def synthesis_speed(
     seconds:float=10.,  # of measuring, after as many of warming up
 ) -> float:  # pairs a second
     "How fast pairs are made in memory, photos being read already."
-    loader = torch.utils.data.DataLoader(PairCounter(PairStream(photos, size, recipe)), batch_size=None, num_workers=workers)
-    begun, numbers = time.perf_counter(), iter(loader)
+    begun, numbers = time.perf_counter(), made_ahead(PairCounter(PairStream(photos, size, recipe)), workers=workers)
     while time.perf_counter() - begun < seconds: next(numbers)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -283,7 +339,7 @@ def compare_fog(
         lines.append(f'| severity {s} | ' + ' | '.join(f'{sum(c) / len(c):.1f}' for c in zip(*rows)) + ' |')
     return lines
 
-# %% ../nbs/05_data.ipynb #05-041
+# %% ../nbs/05_data.ipynb #05-045
 def main(args:list[str]|None=None):
     "Command line: print how fast pairs are made."
     p = argparse.ArgumentParser(prog='python -m rr.data', description='How fast pairs are made.')
@@ -298,7 +354,7 @@ def main(args:list[str]|None=None):
     for workers, rate in speed.items(): print(f'{workers} worker{"s" * (workers > 1)}: {rate:6.1f} pairs of 256 x 256 a second, three kinds each')
     print(f'two workers make {speed[2] / speed[1]:.2f} times as many as one')
 
-# %% ../nbs/05_data.ipynb #05-043
+# %% ../nbs/05_data.ipynb #05-047
 def evaluation_pairs(
     folder:Path|str,  # clean photos
     recipe:Recipe=EVALUATION,
@@ -314,7 +370,7 @@ def evaluation_pairs(
         if recipe.region_share and depth is None: depth = pseudo_depth(clean, kind_generator('depth', pair_seed))
         yield make_pair(clean, severities, pair_seed, name, (scenes or {}).get(path), depth, recipe.regions(severities, depth, g))
 
-# %% ../nbs/05_data.ipynb #05-046
+# %% ../nbs/05_data.ipynb #05-050
 def parameter_table(
     diagnosis:Diagnosis,
     kinds:tuple[str, ...]=KINDS,  # the columns
@@ -352,7 +408,7 @@ class PairWriter(torch.utils.data.Dataset):
         write_photo(self.folder/record['clean_file_name'], pair.clean, overwrite=True)
         return record
 
-# %% ../nbs/05_data.ipynb #05-048
+# %% ../nbs/05_data.ipynb #05-052
 def synthesis_settings(stream:PairStream) -> dict:
     "Everything that the pairs of a stream depend on, in plain values; photos, descriptions and severity scale as a fingerprint."
     root = os.path.commonpath([p.parent for p in stream.photos])
@@ -381,7 +437,7 @@ def whole_lines(path:Path) -> int:
     if whole < len(content): os.truncate(path, whole)
     return content.count(b'\n', 0, whole)
 
-# %% ../nbs/05_data.ipynb #05-049
+# %% ../nbs/05_data.ipynb #05-053
 def synthesize(
     photos:list[Path],  # clean photos, as `clean_photos` returns them
     out:Path|str,  # folder of the data set; one that was begun with the same settings is continued
@@ -420,5 +476,5 @@ class PairFolder(torch.utils.data.Dataset):
         damaged, clean = (read_photo(self.folder/r[name]).image for name in ('file_name', 'clean_file_name'))
         return Pair(damaged, clean, parse_cot(r['cot']).diagnosis, r['photo'], r['seed'])
 
-# %% ../nbs/05_data.ipynb #05-054
+# %% ../nbs/05_data.ipynb #05-058
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

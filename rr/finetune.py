@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised',
-           'see', 'TowerTraining', 'TowerTrainer', 'spend_budget', 'schedule', 'sample_diagnosis', 'sample_texts',
-           'answer_start', 'ChatCollator', 'loss_html', 'ReasonerData', 'Rehearsal', 'weighted_loss',
-           'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'teach',
-           'save_memory', 'kept_for_backward', 'training_memory', 'short_side', 'two_sizes', 'run_trainer',
-           'change_eyes', 'change_words', 'train_words', 'main']
+           'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
+           'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
+           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter',
+           'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward', 'training_memory',
+           'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse', 'train_words', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
-import argparse, copy, json, math, os, time, warnings
+import argparse, copy, itertools, json, math, os, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, seeded
-from .data import TRAINING, Pair, PairStream, Recipe, clean_photos, load_captions, read_exclusions
+from .data import TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
 from .nano import Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config
@@ -66,11 +66,14 @@ def normalised(views:Tensor) -> Tensor:
     "As the nano processor hands pictures to the tower."
     return (views - .5) / .25
 
-def see(tower:NanoTower, views:list[list[Tensor]]) -> tuple[Tensor, Tensor]:
-    "Tokens of the overviews `(B, T, D)` and of the windows `(B, 2, T', D)` of B photos."
-    overview = tower.features(normalised(torch.stack([v[0] for v in views])))
-    windows = tower.features(normalised(torch.stack([w for v in views for w in v[1:]])))
-    return overview, windows.unflatten(0, (len(views), 2))
+def stack_views(photos:list[Tensor]) -> tuple[Tensor, Tensor]:  # (B, 3, 96, 96) overviews, (B, 2, 3, 160, 160) windows
+    "The views of B photos of any sizes."
+    views = [nano_views(p) for p in photos]
+    return torch.stack([v[0] for v in views]), torch.stack([torch.stack(v[1:]) for v in views])
+
+def see(tower:NanoTower, overviews:Tensor, windows:Tensor) -> tuple[Tensor, Tensor]:  # as `stack_views` returns them
+    "Tokens of the overviews, `(B, T, D)`, and of the windows, `(B, 2, T', D)`, of B photos."
+    return tower.features(normalised(overviews)), tower.features(normalised(windows.flatten(0, 1))).unflatten(0, windows.shape[:2])
 
 # %% ../nbs/08_finetune.ipynb #08-010
 @dataclass
@@ -80,19 +83,32 @@ class TowerTraining:
     learning_rate: float = 1e-3
     batch: int = 16
     warmup: float = .03  # share of the budget
+    workers: int = 0  # processes that make batches ahead
+    replays: int = 1  # updates for each batch that is made, from the `kept` photos made last
+    kept: int = 20_000
     seed: int = 0
     save_every: float = 3  # minutes
 
 # %% ../nbs/08_finetune.ipynb #08-012
+class TowerBatches:
+    "Batch number `step`: views and target numbers; the streams take turns."
+    def __init__(self, streams:list[PairStream], n:int): self.streams, self.n = streams, n
+    def __call__(self, step:int) -> tuple[Tensor, Tensor, Tensor]:  # (n, 3, 96, 96), (n, 2, 3, 160, 160), (n, DIAGNOSIS_DIM)
+        stream = self.streams[step % len(self.streams)]
+        pairs = [stream[step * self.n + i] for i in range(self.n)]
+        return *stack_views([p.degraded for p in pairs]), diagnosis_vectors([p.diagnosis for p in pairs])
+
 class TowerTrainer:
     "Pre-trains a tower on streams of pairs; resumes from `folder`."
-    def __init__(self, tower:NanoTower, streams:list[PairStream], folder:Path|str, settings:TowerTraining=TowerTraining(), held_out=None):
-        self.tower, self.streams, self.folder, self.settings, self.held_out = tower, streams, Path(folder), settings, held_out
+    def __init__(self, tower:NanoTower, streams:list[PairStream], folder:Path|str, settings:TowerTraining=TowerTraining(), held_out=None,
+                 device:str|torch.device='cpu'):
+        self.device, self.batch = torch.device(device), TowerBatches(streams, settings.batch)
+        self.tower, self.folder, self.settings, self.held_out = tower.to(self.device), Path(folder), settings, held_out
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.head = DiagnosisHead(tower.project.out_features)
+        self.head = DiagnosisHead(tower.project.out_features).to(self.device)
         self.parameters = [*tower.parameters(), *self.head.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=settings.learning_rate, weight_decay=1e-3)
-        self.step, self.elapsed, self.losses = 0, 0., []
+        self.step, self.elapsed, self.losses, self.batches = 0, 0., [], None
         if self.checkpoint.exists(): self.resume()
 
     @property
@@ -106,31 +122,27 @@ class TowerTrainer:
 
     def resume(self):
         "Go on from the checkpoint."
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         for name in ('tower', 'head', 'optimizer'): getattr(self, name).load_state_dict(state[name])
         self.step, self.elapsed = state['step'], state['elapsed']
 
     def start_from(self, path:Path):
         "Take the weights of another run, but not its schedule; what they lack stays as it is."
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for name in ('tower', 'head'): getattr(self, name).load_state_dict(state[name], strict=False)
-
-    def batch(self, step:int) -> tuple[list, Tensor]:
-        "Views and target numbers of batch number `step`."
-        n, stream = self.settings.batch, self.streams[step % len(self.streams)]
-        pairs = [stream[step * n + i] for i in range(n)]
-        return [nano_views(p.degraded) for p in pairs], diagnosis_vectors([p.diagnosis for p in pairs])
 
     def standardise(self, batches:int=8):
         "Give the tower the mean and spread of its statistics over a few batches."
-        views = [v for i in range(batches) for v in self.batch(i)[0]]
-        groups = [torch.stack([v[0] for v in views]), torch.stack([w for v in views for w in v[1:]])]
-        self.tower.gist.standardise(torch.cat([Gist.statistics(x, block_spectra(x)) for x in map(normalised, groups)]))
+        made = [self.batch(i)[:2] for i in range(batches)]
+        views = [torch.cat([o for o, _ in made]), torch.cat([w.flatten(0, 1) for _, w in made])]
+        self.tower.gist.standardise(torch.cat([Gist.statistics(x, block_spectra(x)) for x in (normalised(v.to(self.device)) for v in views)]))
 
     def train_step(self) -> float:
         "One update; returns the loss."
-        views, target = self.batch(self.step)
-        with autocast('cpu'): numbers, logits = self.head(*see(self.tower, views))
+        s = self.settings
+        if self.batches is None: self.batches = Replay(made_ahead(self.batch, self.step // s.replays, s.workers), s.replays, s.kept, self.device)
+        overviews, windows, target = self.batches.draw(s.batch, seeded(s.seed * 1_000_003 + self.step))
+        with autocast(self.device): numbers, logits = self.head(*see(self.tower, overviews, windows))
         loss = head_loss(numbers.float(), logits.float(), target)
         for g in self.optimizer.param_groups: g['lr'] = self.settings.learning_rate * schedule(self.elapsed / self.settings.minutes, self.settings.warmup)
         self.optimizer.zero_grad()
@@ -143,8 +155,9 @@ class TowerTrainer:
     @torch.no_grad()
     def errors(self, pairs:list) -> dict[str, float]:
         "Mean absolute error of the severity, 0-100, by kind."
-        views, target = [nano_views(p.degraded) for p in pairs], diagnosis_vectors([p.diagnosis for p in pairs])
-        numbers = torch.cat([self.head(*see(self.tower, views[i:i + 8]))[0] for i in range(0, len(views), 8)])
+        target = diagnosis_vectors([p.diagnosis for p in pairs])
+        ask = lambda photos: self.head(*see(self.tower, *(v.to(self.device) for v in stack_views(photos))))[0].cpu()
+        numbers = torch.cat([ask([p.degraded for p in pairs[i:i + 8]]) for i in range(0, len(pairs), 8)])
         columns = severity_columns()
         mae = (numbers[:, columns].clamp(0, 1) - target[:, columns]).abs().mean(0) * 100
         return {k: round(v, 2) for k, v in zip(KINDS, mae.tolist())}
@@ -257,25 +270,25 @@ def loss_html(
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
 # %% ../nbs/08_finetune.ipynb #08-028
+def own_numbers(start:int):  # endless iterator of integers
+    "The numbers from `start` on; in a worker of a data loader, its own share of them."
+    worker = torch.utils.data.get_worker_info()
+    return itertools.count(start + worker.id, worker.num_workers) if worker else itertools.count(start)
+
 class ReasonerData(torch.utils.data.IterableDataset):
     "Pairs from several streams in turn, from number `start` on, one share for each process."
     def __init__(self, streams:list[PairStream], start:int=0): self.streams, self.start = streams, start
     def __iter__(self):
-        i = self.start
-        while True:
-            yield self.streams[i % len(self.streams)][i]
-            i += 1
+        for i in own_numbers(self.start): yield self.streams[i % len(self.streams)][i]
 
 class Rehearsal(torch.utils.data.IterableDataset):
     "Sampled diagnoses without photos: what a language model can learn about the form before it sees anything."
     def __init__(self, scenes:list[Scene], seed:int=0, start:int=0): self.scenes, self.seed, self.start = scenes, seed, start
     def __iter__(self):
-        i = self.start
-        while True:
+        for i in own_numbers(self.start):
             g = seeded(self.seed * 1_000_003 + i)
             scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
             yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
-            i += 1
 
 # %% ../nbs/08_finetune.ipynb #08-030
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
@@ -314,10 +327,10 @@ def reasoner_trainer(
     Path(folder).mkdir(parents=True, exist_ok=True)
     return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
 
-def freeze_tower(model):
-    "Freeze what a nano reasoner's tower sees (convolutions, spectra, statistics); its projections go on learning."
+def freeze_tower(model, frozen:bool=True):
+    "Freeze what a nano reasoner's tower sees (convolutions, spectra, statistics), or let it learn again; its projections always learn."
     tower = model.model.visual
-    for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(False)
+    for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(not frozen)
     return model
 
 # %% ../nbs/08_finetune.ipynb #08-037
@@ -457,7 +470,7 @@ def run_trainer(model, data, collator, folder:Path, **settings):
 
 def change_eyes(model, tower:Path):
     "Give a nano reasoner the convolutions, spectra and gist of a `tower.pt`; the projections that its language model knows stay."
-    seen = {k: v for k, v in torch.load(tower, weights_only=True)['tower'].items() if k.split('.')[0] not in ('project', 'summary')}
+    seen = {k: v for k, v in torch.load(tower, map_location='cpu', weights_only=True)['tower'].items() if k.split('.')[0] not in ('project', 'summary')}
     model.model.visual.load_state_dict(seen, strict=False)
 
 @torch.no_grad()
@@ -474,6 +487,22 @@ def change_words(model, old, new):  # -> model
     other.load_state_dict(rest, strict=False)
     return other
 
+def rehearse(
+    folder:Path,  # gets a checkpoint, a log and `rehearsed`; if that is there, it is what comes back
+    scenes:list[Scene],
+    steps:int,
+    start=None,  # (model, processor) whose words change to new ones; None: a new model
+    **settings,  # of `TrainingArguments`
+):  # (model, processor)
+    "Learn the vocabulary and the form of a chain of thought, without photos; needs no tower."
+    if (folder/'rehearsed').exists(): return load_nano_reasoner(folder/'rehearsed')
+    processor = nano_processor(train_tokenizer(sample_texts(scenes, 12000)))
+    model = change_words(start[0], start[1].tokenizer, processor.tokenizer) if start else build_nano_reasoner(nano_reasoner_config(processor.tokenizer))
+    run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.), folder/'rehearsal',
+                max_steps=steps, warmup_steps=min(100, steps // 10), **settings)
+    save_nano_reasoner(model, processor, folder/'rehearsed')
+    return model, processor
+
 def train_words(
     folder:Path,  # holds `tower.pt`; gets checkpoints, logs and `weights`
     streams:list[PairStream], scenes:list[Scene],
@@ -483,22 +512,18 @@ def train_words(
     tower:Path|None=None,  # with `start`: a tower.pt whose eyes take the place of theirs
     new_words:bool=False,  # with `start`: learn the vocabulary anew, for kinds that it has no words for, and rehearse
     opening_share:float=0.,  # as for `ChatCollator`
+    whole:bool=False,  # train the tower's convolutions too
+    workers:int=0,  # processes that make batches ahead
 ):
     "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
-    settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate)
+    settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate, dataloader_num_workers=workers)
     if start:
         model, processor = load_nano_reasoner(start)
         if tower: change_eyes(model, tower)
     if new_words or not start:
-        before, processor = start and processor.tokenizer, nano_processor(train_tokenizer(sample_texts(scenes, 12000)))
-        if start: model = change_words(model, before, processor.tokenizer)
-        else:
-            model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer))
-            model.model.visual.load_state_dict(torch.load(folder/'tower.pt', weights_only=True)['tower'])
-        run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.), folder/'rehearsal',
-                    max_steps=rehearsal, warmup_steps=min(100, rehearsal // 10), **settings)
-        save_nano_reasoner(model, processor, folder/'rehearsed')
-    run_trainer(freeze_tower(model), ReasonerData(streams), ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
+        model, processor = rehearse(folder, scenes, rehearsal, (model, processor) if start else None, **settings)
+        if not start: model.model.visual.load_state_dict(torch.load(folder/'tower.pt', map_location='cpu', weights_only=True)['tower'])
+    run_trainer(freeze_tower(model, not whole), ReasonerData(streams), ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
                 warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
@@ -506,12 +531,12 @@ def train_words(
 def main(args:list[str]|None=None):
     "Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any size."
     p = argparse.ArgumentParser(prog='python -m rr.finetune', description='Train the nano reasoner, first tower, then words; or a LoRA adapter for a reasoner of any size.')
-    p.add_argument('part', choices=('tower', 'words', 'lora'))
+    p.add_argument('part', choices=('tower', 'rehearsal', 'words', 'lora'))
     p.add_argument('photos', type=Path, help='folder of clean photos')
     p.add_argument('out', type=Path, help='folder for checkpoints, logs and weights; resumes')
     p.add_argument('--minutes', type=float, default=40, help='budget of the tower')
     p.add_argument('--steps', type=int, default=2000, help='updates of the words with photos')
-    p.add_argument('--rehearsal', type=int, default=1500, help='updates of the words without photos, before')
+    p.add_argument('--rehearsal', type=int, default=1500, help='updates of the words without photos, before: as a part of its own, or with the words')
     p.add_argument('--batch', type=int, default=16)
     p.add_argument('--learning-rate', type=float, default=1e-3)
     p.add_argument('--max-kinds', type=int, default=TRAINING.max_kinds, help='degradations in one photo, at most')
@@ -525,11 +550,16 @@ def main(args:list[str]|None=None):
     p.add_argument('--tower', type=Path, help='words, with --start: a tower.pt that takes the place of the tower there')
     p.add_argument('--new-words', action='store_true', help='words, with --start: learn the vocabulary anew and rehearse')
     p.add_argument('--opening-share', type=float, default=0., help='words: share of the batches that end after stage 3')
+    p.add_argument('--whole', action='store_true', help='words: train the tower too')
     p.add_argument('--base', default='nano', help='lora: the reasoner to tune: nano, a folder, or a hub id')
     p.add_argument('--quantize', choices=('4bit',), help='lora: load the base in 4 bits')
     p.add_argument('--rank', type=int, default=16, help='lora: rank of the adapter')
     p.add_argument('--vision', action='store_true', help='lora: also on the vision tower')
     p.add_argument('--gradient-checkpointing', action='store_true', help='lora: less memory, a third more time')
+    p.add_argument('--tone-share', type=float, default=0., help='how often a clean photo gets other tones, so that being dark or pale is no damage')
+    p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead, for a GPU')
+    p.add_argument('--replays', type=int, default=1, help='tower: updates for each batch that is made, for a GPU that is faster than the workers')
+    p.add_argument('--device', default='cpu', help='of the tower: cpu or cuda; words and lora take a GPU where there is one')
     p.add_argument('--threads', type=int)
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(args)
@@ -537,19 +567,25 @@ def main(args:list[str]|None=None):
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     scenes = load_captions(a.captions) if a.captions else {}
-    recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights), clean_share=a.clean_share, region_share=a.region_share)
+    recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights), clean_share=a.clean_share, region_share=a.region_share,
+                     tone_share=a.tone_share)
     streams = two_sizes(photos, scenes, recipe, a.seed)
+    described = [scenes.get(f, Scene()) for f in photos]
+    if a.part == 'rehearsal':
+        rehearse(a.out, described, a.rehearsal, per_device_train_batch_size=a.batch, learning_rate=a.learning_rate, dataloader_num_workers=a.workers)
+        return
     if a.part == 'words':
-        return train_words(a.out, streams, [scenes.get(f, Scene()) for f in photos], a.steps, a.rehearsal,
-                           a.batch, a.learning_rate, a.start, a.tower, a.new_words, a.opening_share)
+        return train_words(a.out, streams, described, a.steps, a.rehearsal,
+                           a.batch, a.learning_rate, a.start, a.tower, a.new_words, a.opening_share, a.whole, a.workers)
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
         teach(reasoner, streams, a.out, a.base, steps=a.steps, batch=a.batch, rank=a.rank, vision=a.vision, learning_rate=a.learning_rate,
               opening_share=a.opening_share, gradient_checkpointing=a.gradient_checkpointing)
         return
     held_out = [PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)] if a.held_out else None
-    settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed)
-    trainer = TowerTrainer(NanoTower(256), streams, a.out, settings, held_out)
+    settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed, workers=a.workers,
+                             replays=a.replays)
+    trainer = TowerTrainer(NanoTower(256), streams, a.out, settings, held_out, a.device)
     if a.start and not trainer.step: trainer.start_from(a.start)
     trainer.fit()
 

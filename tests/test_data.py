@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (PairStream, Recipe, clean_photos, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
+from rr.data import (PairStream, Recipe, Replay, clean_photos, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
                      read_depth, read_exclusions)
 from rr.core import seeded
 
@@ -121,3 +121,24 @@ def test_statistics_of_depth_by_hand():
     assert found['row_correlation'] == pytest.approx(-1, abs=1e-4) and found['median'] == pytest.approx(.505, abs=.01)
     step = torch.ones(1, 50, 40); step[:, :25] = .3
     assert depth_statistics(step)['steep_share'] == pytest.approx(1)
+
+def test_replay_draws_from_what_was_made_last():
+    made = iter([(torch.full((2, 3), float(i)), torch.tensor([i, i])) for i in range(100)])
+    replay = Replay(made, replays=3, kept=8)
+    seen = []
+    for step in range(30):
+        values, numbers = replay.draw(1, seeded(step))
+        assert values.dtype == torch.float32 and values[0, 0] == numbers[0]
+        seen.append(int(numbers))
+        assert replay.count // 2 - 4 <= seen[-1] < replay.count // 2, 'only the last eight examples are there'
+    assert replay.count == 2 * (4 + 9) and len(set(seen)) > 6
+    plain = Replay(iter([(torch.tensor([.1]),), (torch.tensor([.2]),)]))
+    assert plain.draw(1, seeded(0))[0] == .1 and plain.draw(1, seeded(0))[0] == .2  # as they come, not halved
+
+def test_tones_change_the_clean_side_and_nothing_is_called_damage(folder):
+    photos = clean_photos(folder)
+    plain, toned = (PairStream(photos, 64, Recipe(clean_share=1., tone_share=share), seed=2) for share in (0., 1.))
+    for i in range(6):
+        pair = toned[i]
+        assert torch.equal(pair.degraded, pair.clean) and pair.diagnosis.is_clean
+        assert not torch.equal(pair.clean, plain[i].clean) and 0 <= pair.clean.min() and pair.clean.max() <= 1

@@ -4,13 +4,14 @@ from pathlib import Path
 import pytest
 import torch
 from rr.core import asset, bundled_photos, seeded
-from rr.data import PairStream, Recipe, clean_photos
+from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, head_loss, run_trainer,
-    sample_texts, see, severity_columns, weighted_loss)
-from rr.flow import FlowTrainer, FlowTraining, Predictions, WeightAverage, flow_loss, make_batch, with_predictions
-from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, nano_image_processor, load_nano_reasoner, nano_processor, nano_reasoner_config,
+    rehearse, sample_texts, see, severity_columns, stack_views, weighted_loss)
+from rr.flow import (Batch, FlowBatches, FlowTrainer, FlowTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
+    with_predictions, with_text)
+from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, first_guesses, nano_image_processor, load_nano_reasoner, nano_processor, nano_reasoner_config,
     nano_views, train_tokenizer)
 from rr.diagnosis import Scene
 
@@ -71,12 +72,13 @@ def test_a_share_of_the_pairs_gets_the_diagnosis_of_the_reasoner():
     stream, said = PairStream(clean_photos(PHOTOS), 48), Diagnosis({'rain': Finding(3)})
     pairs, asked = [stream[i] for i in range(40)], []
     def predict(pairs): asked.extend(pairs); return [said] * len(pairs)
-    half = with_predictions(pairs, predict, .5, seeded(0))
-    changed = [i for i, (a, b) in enumerate(zip(pairs, half)) if a.diagnosis != b.diagnosis]
-    assert 12 < len(changed) < 28 and all(half[i].diagnosis == said for i in changed)
-    assert len(asked) == len(changed) and all(a is pairs[i] for a, i in zip(asked, changed))
+    half = with_predictions(pairs, predict, [i % 3 == 0 for i in range(40)])
+    assert [i for i, (a, b) in enumerate(zip(pairs, half)) if a.diagnosis != b.diagnosis] == list(range(0, 40, 3))
+    assert all(half[i].diagnosis == said for i in range(0, 40, 3)) and all(a is b for a, b in zip(asked, pairs[::3]))
     assert all(a.clean is b.clean and a.degraded is b.degraded for a, b in zip(pairs, half))
-    assert with_predictions(pairs, predict, 0., seeded(0)) == pairs
+    batches = FlowBatches(stream, FlowTraining(pairs=40, patch=16, predicted=.5), predict)
+    assert 12 < sum(d == said for d in batches(0)[1]) < 28
+    assert said not in FlowBatches(stream, FlowTraining(pairs=40, patch=16))(0)[1]
 
 def test_predictions_are_made_once_and_survive(tmp_path):
     stream, asked = PairStream(clean_photos(PHOTOS), 48), []
@@ -94,9 +96,50 @@ def test_a_pool_of_pairs_comes_again(tmp_path):
     stream, seen = PairStream(clean_photos(PHOTOS), 96), []
     class Watched:
         def __getitem__(self, i): seen.append(i); return stream[i]
-    trainer = FlowTrainer(small_net(), Watched(), tmp_path, FlowTraining(pairs=2, patch=64, pool=3))
+    diagnose = lambda photos: [Diagnosis({'rain': Finding(3)}) for _ in photos]
+    trainer = FlowTrainer(small_net(), Watched(), tmp_path, FlowTraining(pairs=2, patch=64, pool=3, predicted=1.), diagnose=diagnose)
     for _ in range(3): trainer.train_step()
-    assert seen == [0, 1, 2, 0, 1, 2]
+    assert seen == [0, 1, 2, 0, 1, 2] and len((tmp_path/'predictions.jsonl').read_text().splitlines()) == 3
+    seen.clear()
+    fresh = FlowTrainer(small_net(), Watched(), tmp_path/'true', FlowTraining(pairs=2, patch=64, pool=3))  # nobody to ask: always new pairs
+    for _ in range(3): fresh.train_step()
+    assert seen == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match='pool'): FlowTrainer(small_net(), stream, tmp_path/'x', FlowTraining(workers=1), diagnose=diagnose)
+
+def test_other_processes_make_the_same_batches():
+    stream = PairStream(clean_photos(PHOTOS), 96, seed=3)
+    settings = FlowTraining(pairs=2, patch=32)
+    here, there = (made_ahead(FlowBatches(stream, settings), 5, workers) for workers in (0, 2))
+    for _ in range(3):
+        (a, said_a), (b, said_b) = next(here), next(there)
+        assert torch.equal(a.photo, b.photo) and torch.equal(a.numbers, b.numbers) and said_a == said_b
+
+def test_patches_are_cut_again_from_whole_photos():
+    stream = PairStream(clean_photos(PHOTOS), 96, seed=3)
+    whole = make_batch([stream[0], stream[1]], 96, 1, seeded(0), guess=True)
+    assert torch.equal(whole.place, torch.tensor([[0., 0, 1, 1]] * 2))
+    assert torch.equal(whole.guesses, first_guesses(whole.photo, whole.numbers))
+    embed = lambda diagnoses: (torch.arange(2.)[:, None, None].expand(2, 5, 4), torch.ones(2, 5, dtype=torch.bool))
+    whole = fixed_length(with_text(whole, [p.diagnosis for p in (stream[0], stream[1])], embed), 8)
+    cut = cut_again(whole, 32, 3, seeded(1))
+    assert cut.photo.shape == (6, 3, 32, 32) and cut.text.shape == (6, 8, 4) and cut.text_mask.sum(1).tolist() == [5] * 6
+    for i, (top, left, bottom, right) in enumerate((cut.place * 96).round().int().tolist()):
+        assert bottom - top == right - left == 32
+        for name in ('photo', 'clean', 'guesses'):
+            assert torch.equal(getattr(cut, name)[i], getattr(whole, name)[i // 3][:, top:bottom, left:right]), name
+        assert torch.equal(cut.numbers[i], whole.numbers[i // 3]) and cut.text[i, 0, 0] == i // 3
+
+def test_a_restorer_learns_from_replays_and_resumes(tmp_path):
+    torch.manual_seed(0)
+    stream = PairStream(clean_photos(PHOTOS), 96, Recipe(kinds=('fog',), max_kinds=1, severity=(60, 90)))
+    settings = FlowTraining(minutes=60, pairs=2, patches=2, patch=48, replays=4, kept=32, learning_rate=2e-3)
+    trainer = FlowTrainer(small_net(), stream, tmp_path, settings)
+    trainer.elapsed = 5  # past the warm-up
+    losses = [trainer.train_step() for _ in range(24)]
+    assert trainer.batches.count == 16 + 2 * 5, 'eight batches before the first update, then one for every four'
+    assert sum(losses[-6:]) < sum(losses[:6]) - 1, losses
+    trainer.save()
+    assert FlowTrainer(small_net(), stream, tmp_path, settings).step == 24
 
 def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path, capsys):
     from rr.flow import main
@@ -137,6 +180,16 @@ def test_tower_learns_and_resumes(tmp_path):
     trainer.save()
     again = TowerTrainer(NanoTower(32), [stream], tmp_path, trainer.settings)
     assert again.step == 40 and again.train_step() == pytest.approx(trainer.train_step(), rel=1e-3)
+    often = TowerTrainer(NanoTower(32), [stream], tmp_path/'often', TowerTraining(minutes=60, batch=4, replays=3, kept=64))
+    assert all(often.train_step() < 9 for _ in range(4)) and often.batches.count == 36
+
+def test_a_rehearsal_is_kept(tmp_path):
+    settings = dict(per_device_train_batch_size=2, learning_rate=1e-3)
+    model, processor = rehearse(tmp_path, [Scene()], 1, **settings)
+    again, other = rehearse(tmp_path, [Scene()], 10**6, **settings)  # would take days
+    assert other.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+    same = lambda name: torch.allclose(again.state_dict()[name], model.state_dict()[name].cpu(), atol=1e-3)
+    assert same('model.language_model.layers.0.mlp.up_proj.weight') and same('model.visual.project.weight')
 
 def test_parameters_of_absent_kinds_cost_nothing():
     stream = PairStream(clean_photos(PHOTOS), 96, Recipe(kinds=('noise',), max_kinds=1))
@@ -195,5 +248,5 @@ def test_tower_sees_what_the_processor_hands_over():
     out = nano_image_processor()(views, return_tensors='pt')
     with torch.no_grad():
         tokens = tower(out['pixel_values'], out['image_grid_thw']).pooler_output
-        overview, windows = see(tower, [views])
+        overview, windows = see(tower, views[0][None], torch.stack(views[1:])[None])
     assert torch.allclose(tokens, torch.cat([overview[0], windows[0, 0], windows[0, 1]]), atol=1e-4)
