@@ -135,11 +135,11 @@ def test_a_restorer_learns_from_replays_and_resumes(tmp_path):
     settings = FlowTraining(minutes=60, pairs=2, patches=2, patch=48, replays=4, kept=32, learning_rate=2e-3)
     trainer = FlowTrainer(small_net(), stream, tmp_path, settings)
     trainer.elapsed = 5  # past the warm-up
-    losses = [trainer.train_step() for _ in range(24)]
-    assert trainer.batches.count == 16 + 2 * 5, 'eight batches before the first update, then one for every four'
-    assert sum(losses[-6:]) < sum(losses[:6]) - 1, losses
+    losses = [trainer.train_step() for _ in range(48)]
+    assert trainer.batches.count == 16 + 2 * 11, 'eight batches before the first update, then one for every four'
+    assert sum(losses[-12:]) < sum(losses[:12]) - 2, losses
     trainer.save()
-    assert FlowTrainer(small_net(), stream, tmp_path, settings).step == 24
+    assert FlowTrainer(small_net(), stream, tmp_path, settings).step == 48
 
 def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path, capsys):
     from rr.flow import main
