@@ -85,7 +85,7 @@ class TowerTraining:
     warmup: float = .03  # share of the budget
     workers: int = 0  # processes that make batches ahead
     replays: int = 1  # updates for each batch that is made, from the `kept` photos made last
-    kept: int = 20_000
+    kept: int = 10_000  # 0.4 MB each
     seed: int = 0
     save_every: float = 3  # minutes
 

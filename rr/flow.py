@@ -218,7 +218,7 @@ class FlowTraining:
     pool: int|None = None  # pairs that the reasoner is asked about, again and again, cut elsewhere, so that each is diagnosed once; None: always new ones
     workers: int = 0  # processes that make batches ahead; with a reasoner they need a pool
     replays: int = 1  # updates for each batch that is made, on patches of the `kept` pairs made last
-    kept: int = 10_000
+    kept: int = 4000  # 2 MB each for pairs of 256 x 256
     seed: int = 0
     save_every: float = 3  # minutes between checkpoints
 
@@ -413,6 +413,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--tone-share', type=float, default=0., help='how often a clean photo gets other tones first')
     p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead, for a GPU')
     p.add_argument('--replays', type=int, default=1, help='updates for each batch that is made, for a GPU that is faster than the workers')
+    p.add_argument('--kept', type=int, default=4000, help='with --replays: pairs that wait on the device, 2 MB each for pairs of 256 x 256')
     p.add_argument('--device', default='cpu', help='cpu or cuda')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)
@@ -434,7 +435,7 @@ def main(args:list[str]|None=None):
     validate = psnr_gain(validation_pairs(a.validate), embed) if a.validate else None
     net = load_nano_restorer(a.start) if a.start else NanoRestorerNet()
     settings = FlowTraining(minutes=a.minutes, learning_rate=a.learning_rate, save_every=a.save_every, seed=a.seed,
-                            pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, pool=a.pool, workers=a.workers, replays=a.replays)
+                            pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)
     FlowTrainer(net, stream, a.out, settings, embed, diagnose, validate, a.device).fit()
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook
