@@ -4,8 +4,10 @@ Gaussian noise of sigma 15, 25 and 50 without clipping, blind; and folders of da
 import argparse
 from pathlib import Path
 
-from rr.evaluate import CLASSICAL, evaluate_pairs, noisy_photos, paired_photos
+from rr.evaluate import evaluate_pairs, noisy_photos, paired_photos
 from rr.pipeline import ReasonRestore
+
+NOISE, PAIRS = ('non-local means',), ('dark channel', 'row median', 'non-local means')  # classical methods beside it
 
 def mean_psnr(results) -> dict[str, float]:
     "Mean PSNR of each method over the photos, dB; a photo that comes back as it is in the clean twin counts 100."
@@ -16,15 +18,15 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('--noise', type=Path, help='folder of clean photos, such as CBSD68')
     p.add_argument('--pairs', nargs=3, action='append', default=[], metavar=('NAME', 'DAMAGED', 'CLEAN'))
-    p.add_argument('--classical', nargs='*', default=['non-local means'], choices=sorted(CLASSICAL), help='beside it, on every benchmark')
     p.add_argument('--out', type=Path, required=True, help='records, one line a photo; goes on where it stopped')
     a = p.parse_args()
     pipeline = ReasonRestore.from_pretrained()
-    jobs = [(f'{a.noise.name}, noise {s}', noisy_photos(a.noise, s)) for s in (15, 25, 50)] if a.noise else []
-    jobs += [(name, paired_photos(damaged, clean)) for name, damaged, clean in a.pairs]
-    for name, pairs in jobs:
-        results = evaluate_pairs(pairs, name, pipeline, tuple(a.classical), out=a.out)
-        rose = sum((r['psnr']['predicted'] or 100.) > r['psnr']['input'] for r in results.records)
-        print(f'{name}, {len(results.records)} photos: ' + ', '.join(f'{m} {v:.2f}' for m, v in mean_psnr(results).items()) + f'; better than the input: {rose}', flush=True)
+    jobs = [(f'{a.noise.name}, noise {s}', noisy_photos(a.noise, s), NOISE) for s in (15, 25, 50)] if a.noise else []
+    jobs += [(name, paired_photos(damaged, clean), PAIRS) for name, damaged, clean in a.pairs]
+    for name, pairs, classical in jobs:
+        results = evaluate_pairs(pairs, name, pipeline, classical, out=a.out, progress=False)
+        change = [(r['psnr']['predicted'] or 100.) - r['psnr']['input'] for r in results.records]
+        print(f'{name}, {len(results.records)} photos: ' + ', '.join(f'{m} {v:.2f}' for m, v in mean_psnr(results).items()) +
+              f'; predicted is better than the input in {sum(c > 0 for c in change)}, equal in {sum(c == 0 for c in change)}, worse in {sum(c < 0 for c in change)}', flush=True)
 
 if __name__ == '__main__': main()

@@ -11,7 +11,7 @@ __all__ = ['DEPTH_ENDING', 'NOT_CLEAN', 'TRAINING', 'EVALUATION', 'SEVEN', 'RECI
            'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
 
 # %% ../nbs/05_data.ipynb #05-002
-import argparse, csv, hashlib, itertools, json, math, os, time
+import argparse, csv, hashlib, json, math, os, time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
@@ -239,8 +239,8 @@ def random_tones(
 # %% ../nbs/05_data.ipynb #05-040
 class Made(torch.utils.data.Dataset):
     "Item `i` is `make(first + i)`, for processes that make things ahead."
-    def __init__(self, make, first:int=0): self.make, self.first = make, first
-    def __len__(self): return 2**31
+    def __init__(self, make, first:int, end:int): self.make, self.first, self.end = make, first, end
+    def __len__(self): return max(0, self.end - self.first)
     def __getitem__(self, i:int):
         torch.set_num_threads(1)
         return self.make(self.first + i)
@@ -249,10 +249,11 @@ def made_ahead(
     make,  # function of a number that can be pickled: defined at the top of a module, or an instance of such a class
     first:int=0,
     workers:int=0,  # processes; 0: this one, when asked
-):  # endless iterator
+    end:int=2**31,  # where to stop, itself not included
+):  # iterator
     "`make(first)`, `make(first + 1)`, ... in this order, with `workers` made ahead of time by other processes: what a GPU needs to be kept busy."
-    if not workers: return map(make, itertools.count(first))
-    return iter(torch.utils.data.DataLoader(Made(make, first), batch_size=None, num_workers=workers, prefetch_factor=2))
+    if not workers: return map(make, range(first, end))
+    return iter(torch.utils.data.DataLoader(Made(make, first, end), batch_size=None, num_workers=workers, prefetch_factor=2))
 
 # %% ../nbs/05_data.ipynb #05-042
 class Replay:
@@ -284,7 +285,7 @@ class Replay:
         chosen = torch.randint(min(self.count, self.kept), (n,), generator=generator).to(self.device)
         return tuple(x[chosen].float() if x.is_floating_point() else x[chosen] for x in self.memory)
 
-# %% ../nbs/05_data.ipynb #05-044
+# %% ../nbs/05_data.ipynb #05-046
 THREE_KINDS = Recipe(min_kinds=3, max_kinds=3)
 
 class PairCounter:
@@ -339,7 +340,7 @@ def compare_fog(
         lines.append(f'| severity {s} | ' + ' | '.join(f'{sum(c) / len(c):.1f}' for c in zip(*rows)) + ' |')
     return lines
 
-# %% ../nbs/05_data.ipynb #05-045
+# %% ../nbs/05_data.ipynb #05-047
 def main(args:list[str]|None=None):
     "Command line: print how fast pairs are made."
     p = argparse.ArgumentParser(prog='python -m rr.data', description='How fast pairs are made.')
@@ -354,7 +355,7 @@ def main(args:list[str]|None=None):
     for workers, rate in speed.items(): print(f'{workers} worker{"s" * (workers > 1)}: {rate:6.1f} pairs of 256 x 256 a second, three kinds each')
     print(f'two workers make {speed[2] / speed[1]:.2f} times as many as one')
 
-# %% ../nbs/05_data.ipynb #05-047
+# %% ../nbs/05_data.ipynb #05-049
 def evaluation_pairs(
     folder:Path|str,  # clean photos
     recipe:Recipe=EVALUATION,
@@ -370,7 +371,7 @@ def evaluation_pairs(
         if recipe.region_share and depth is None: depth = pseudo_depth(clean, kind_generator('depth', pair_seed))
         yield make_pair(clean, severities, pair_seed, name, (scenes or {}).get(path), depth, recipe.regions(severities, depth, g))
 
-# %% ../nbs/05_data.ipynb #05-050
+# %% ../nbs/05_data.ipynb #05-052
 def parameter_table(
     diagnosis:Diagnosis,
     kinds:tuple[str, ...]=KINDS,  # the columns
@@ -408,7 +409,7 @@ class PairWriter(torch.utils.data.Dataset):
         write_photo(self.folder/record['clean_file_name'], pair.clean, overwrite=True)
         return record
 
-# %% ../nbs/05_data.ipynb #05-052
+# %% ../nbs/05_data.ipynb #05-054
 def synthesis_settings(stream:PairStream) -> dict:
     "Everything that the pairs of a stream depend on, in plain values; photos, descriptions and severity scale as a fingerprint."
     root = os.path.commonpath([p.parent for p in stream.photos])
@@ -437,7 +438,7 @@ def whole_lines(path:Path) -> int:
     if whole < len(content): os.truncate(path, whole)
     return content.count(b'\n', 0, whole)
 
-# %% ../nbs/05_data.ipynb #05-053
+# %% ../nbs/05_data.ipynb #05-055
 def synthesize(
     photos:list[Path],  # clean photos, as `clean_photos` returns them
     out:Path|str,  # folder of the data set; one that was begun with the same settings is continued
@@ -476,5 +477,5 @@ class PairFolder(torch.utils.data.Dataset):
         damaged, clean = (read_photo(self.folder/r[name]).image for name in ('file_name', 'clean_file_name'))
         return Pair(damaged, clean, parse_cot(r['cot']).diagnosis, r['photo'], r['seed'])
 
-# %% ../nbs/05_data.ipynb #05-058
+# %% ../nbs/05_data.ipynb #05-060
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

@@ -23,7 +23,7 @@ from .data import TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
 from .nano import Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config
-from .nano import nano_views, save_nano_reasoner, train_tokenizer
+from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
 from .reasoner import SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, memory_needed, pictures
 
 # %% ../nbs/08_finetune.ipynb #08-005
@@ -98,6 +98,7 @@ class TowerBatches:
         pairs = [stream[step * self.n + i] for i in range(self.n)]
         return *stack_views([p.degraded for p in pairs]), diagnosis_vectors([p.diagnosis for p in pairs])
 
+# %% ../nbs/08_finetune.ipynb #08-013
 class TowerTrainer:
     "Pre-trains a tower on streams of pairs; resumes from `folder`."
     def __init__(self, tower:NanoTower, streams:list[PairStream], folder:Path|str, settings:TowerTraining=TowerTraining(), held_out=None,
@@ -176,7 +177,7 @@ class TowerTrainer:
         spend_budget(self)
         return self.tower.eval()
 
-# %% ../nbs/08_finetune.ipynb #08-014
+# %% ../nbs/08_finetune.ipynb #08-015
 def spend_budget(trainer):
     "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end."
     last, saved = time.perf_counter(), trainer.elapsed
@@ -193,7 +194,7 @@ def schedule(progress:float, warmup:float) -> float:
     if progress < warmup: return .05 + .95 * progress / warmup
     return .5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
 
-# %% ../nbs/08_finetune.ipynb #08-018
+# %% ../nbs/08_finetune.ipynb #08-019
 def sample_diagnosis(
     generator:torch.Generator,
     recipe:Recipe=TRAINING,
@@ -210,7 +211,7 @@ def sample_texts(scenes:list[Scene], n:int, seed:int=0) -> list[str]:
     g = seeded(seed)
     return [sample_diagnosis(g, scene=scenes[i % len(scenes)]).to_cot() for i in range(n)]
 
-# %% ../nbs/08_finetune.ipynb #08-021
+# %% ../nbs/08_finetune.ipynb #08-022
 def answer_start(
     ids:Tensor,  # (T,) one conversation that ends with the assistant's turn
     tokenizer,
@@ -252,7 +253,7 @@ class ChatCollator:
             end = max(end, start + opening)
         return labels, weights, end
 
-# %% ../nbs/08_finetune.ipynb #08-024
+# %% ../nbs/08_finetune.ipynb #08-025
 def loss_html(
     ids:Tensor, labels:Tensor, weights:Tensor,  # (T,) one conversation
     tokenizer,
@@ -269,7 +270,7 @@ def loss_html(
         pieces.append(f'<span style="background:{colour};border-radius:3px;margin:1px">{html.escape(text)}</span>')
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
-# %% ../nbs/08_finetune.ipynb #08-028
+# %% ../nbs/08_finetune.ipynb #08-029
 def own_numbers(start:int):  # endless iterator of integers
     "The numbers from `start` on; in a worker of a data loader, its own share of them."
     worker = torch.utils.data.get_worker_info()
@@ -290,7 +291,7 @@ class Rehearsal(torch.utils.data.IterableDataset):
             scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
             yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
 
-# %% ../nbs/08_finetune.ipynb #08-030
+# %% ../nbs/08_finetune.ipynb #08-031
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     "Cross-entropy of the next token, averaged with weights over the tokens that have a label."
     logits, labels, weights = logits[:, :-1].float(), labels[:, 1:], weights[:, 1:]
@@ -333,7 +334,7 @@ def freeze_tower(model, frozen:bool=True):
     for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(not frozen)
     return model
 
-# %% ../nbs/08_finetune.ipynb #08-037
+# %% ../nbs/08_finetune.ipynb #08-038
 LANGUAGE_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
 VISION_LAYERS = r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])'  # of Qwen3-VL's own tower and of the nano one
 
@@ -380,7 +381,7 @@ def merge_adapter(
     else: model.save_pretrained(out); base.processor.save_pretrained(out)
     (out/'kinds.json').write_text(json.dumps(list(kinds)) + '\n')
 
-# %% ../nbs/08_finetune.ipynb #08-038
+# %% ../nbs/08_finetune.ipynb #08-039
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter
     streams:list[PairStream],  # what to learn from
@@ -404,7 +405,7 @@ def teach(
     if int(os.environ.get('RANK', 0)) == 0: save_adapter(model, folder, base, kinds)
     return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views, reasoner.batch_size, kinds)
 
-# %% ../nbs/08_finetune.ipynb #08-040
+# %% ../nbs/08_finetune.ipynb #08-041
 def save_memory(model):
     "Let a model keep only the inputs of its layers for the backward pass, and compute the rest again."
     with old_names(): model.gradient_checkpointing_enable()
@@ -449,7 +450,7 @@ def training_memory(
              'scores': batch * tokens * config.text_config.vocab_size * (2 + 4 + 4)}
     return {k: round(v / 1e9, 2) for k, v in (parts | {'together': sum(parts.values())}).items()}
 
-# %% ../nbs/08_finetune.ipynb #08-047
+# %% ../nbs/08_finetune.ipynb #08-048
 def short_side(path:Path) -> int:  # pixels
     "The smaller of a photo's sides, read from the file's header."
     from PIL import Image
@@ -461,7 +462,7 @@ def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0
     small = PairStream(photos, 224, recipe, seed, scenes)
     return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
 
-# %% ../nbs/08_finetune.ipynb #08-049
+# %% ../nbs/08_finetune.ipynb #08-050
 def run_trainer(model, data, collator, folder:Path, **settings):
     "Train, going on from the last checkpoint in `folder` if there is one, with the pairs that come next."
     done = max((int(p.name.split('-')[1]) for p in folder.glob('checkpoint-*')), default=0)
@@ -477,7 +478,8 @@ def change_eyes(model, tower:Path):
 def change_words(model, old, new):  # -> model
     "A nano reasoner for the tokenizer `new` instead of `old`: each token starts as the mean of the old tokens that spell it; all else stays."
     text = model.config.text_config
-    other = build_nano_reasoner(nano_reasoner_config(new, text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads))
+    other = build_nano_reasoner(nano_reasoner_config(new, text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads,
+                                                     *tower_shape(model.config)))
     known, words = model.get_input_embeddings().weight, old.get_vocab()
     for piece, i in new.get_vocab().items():
         plain = new.convert_tokens_to_string([piece])
@@ -487,6 +489,7 @@ def change_words(model, old, new):  # -> model
     other.load_state_dict(rest, strict=False)
     return other
 
+# %% ../nbs/08_finetune.ipynb #08-052
 def rehearse(
     folder:Path,  # gets a checkpoint, a log and `rehearsed`; if that is there, it is what comes back
     scenes:list[Scene],
@@ -500,7 +503,8 @@ def rehearse(
     model = change_words(start[0], start[1].tokenizer, processor.tokenizer) if start else build_nano_reasoner(nano_reasoner_config(processor.tokenizer))
     run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.), folder/'rehearsal',
                 max_steps=steps, warmup_steps=min(100, steps // 10), **settings)
-    save_nano_reasoner(model, processor, folder/'rehearsed')
+    save_nano_reasoner(model, processor, folder/'rehearsed.part')
+    os.replace(folder/'rehearsed.part', folder/'rehearsed')  # whole or not at all
     return model, processor
 
 def train_words(
@@ -527,7 +531,7 @@ def train_words(
                 warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
-# %% ../nbs/08_finetune.ipynb #08-050
+# %% ../nbs/08_finetune.ipynb #08-053
 def main(args:list[str]|None=None):
     "Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any size."
     p = argparse.ArgumentParser(prog='python -m rr.finetune', description='Train the nano reasoner, first tower, then words; or a LoRA adapter for a reasoner of any size.')

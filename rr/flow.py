@@ -9,7 +9,7 @@ __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'fl
            'psnr_gain', 'validation_pairs', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
-import argparse, copy, json
+import argparse, copy, json, math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import torch
@@ -110,6 +110,10 @@ class Predictions:
 
     def remember(self, photo:str, seed:int, diagnosis:dict): self.known[photo, seed] = Diagnosis.from_dict(diagnosis)
 
+    def unknown(self, pairs:list[Pair]) -> list[Pair]:
+        "Those that have not been asked about."
+        return [p for p in pairs if (p.name, p.seed) not in self.known]
+
     def note(self, rows:list[dict]):
         "Write predictions down."
         with open(self.path, 'a') as f: f.writelines(json.dumps(row) + '\n' for row in rows)
@@ -117,7 +121,7 @@ class Predictions:
 
     def __call__(self, pairs:list[Pair]) -> list[Diagnosis]:
         "The diagnosis of each pair's damaged photo."
-        new = [p for p in pairs if (p.name, p.seed) not in self.known]
+        new = self.unknown(pairs)
         if new: self.note(prediction_rows(new, self.diagnose))
         return [self.known[p.name, p.seed] for p in pairs]
 
@@ -159,6 +163,7 @@ def make_batch(
     damaged, clean, place = map(torch.cat, zip(*patches))
     return Batch(damaged, clean, numbers, whole=whole, place=place, guesses=first_guesses(damaged, numbers) if guess else None)
 
+# %% ../nbs/10_flow.ipynb #10-012
 def cut_again(
     batch:Batch,  # of whole square photos
     size:int, n:int,  # side and number of the patches
@@ -188,7 +193,7 @@ def with_text(
     text, mask = (x.repeat_interleave(len(batch.photo) // len(diagnoses), 0) for x in embed(diagnoses))
     return replace(batch, text=text, text_mask=mask)
 
-# %% ../nbs/10_flow.ipynb #10-016
+# %% ../nbs/10_flow.ipynb #10-018
 class WeightAverage:
     "Exponential moving average of a network's weights."
     def __init__(self, net, decay:float=.999):
@@ -203,7 +208,7 @@ class WeightAverage:
         state = net.state_dict()
         torch._foreach_lerp_([self.weights[k] for k in state], list(state.values()), 1 - decay)
 
-# %% ../nbs/10_flow.ipynb #10-018
+# %% ../nbs/10_flow.ipynb #10-020
 @dataclass
 class FlowTraining:
     "Settings of a training run."
@@ -226,7 +231,7 @@ def learning_rate(settings:FlowTraining, elapsed:float) -> float:
     "Warm-up, then a cosine to zero; `elapsed` in minutes."
     return settings.learning_rate * schedule(elapsed / settings.minutes, settings.warmup)
 
-# %% ../nbs/10_flow.ipynb #10-020
+# %% ../nbs/10_flow.ipynb #10-022
 class FlowBatches:
     "Batch number `step`, without text, and its diagnoses."
     def __init__(self, stream:PairStream, settings:FlowTraining,
@@ -241,14 +246,16 @@ class FlowBatches:
         number = lambda i, a: i % s.pool if a and s.pool else i
         pairs = [self.stream[number(step * s.pairs + i, a)] for i, a in enumerate(asked)]
         if self.predict: pairs = with_predictions(pairs, self.predict, asked)
-        size, n = (s.patch, s.patches) if s.replays == 1 else (self.stream.size, 1)  # whole, where patches are cut later
+        size, n = (s.patch, s.patches) if s.replays == 1 else (pairs[0].clean.shape[-1], 1)  # whole, where patches are cut later
         return make_batch(pairs, size, n, generator, guess=s.workers > 0 or s.replays > 1), [p.diagnosis for p in pairs]
 
 class AskedPart:
-    "What a reasoner says of part `i` of a stream, which is `n` pairs long."
-    def __init__(self, stream:PairStream, diagnose, n:int=32): self.stream, self.diagnose, self.n = stream, diagnose, n
-    def __call__(self, i:int) -> list[dict]: return prediction_rows([self.stream[i * self.n + j] for j in range(self.n)], self.diagnose)
+    "What a reasoner says of those pairs in part `i` of a stream that it was not asked about before; a part is `n` pairs long."
+    def __init__(self, stream:PairStream, predict:Predictions, n:int=32): self.stream, self.predict, self.n = stream, predict, n
+    def __call__(self, i:int) -> list[dict]:
+        return prediction_rows(self.predict.unknown([self.stream[i * self.n + j] for j in range(self.n)]), self.predict.diagnose)
 
+# %% ../nbs/10_flow.ipynb #10-023
 class FlowTrainer:
     "Trains a nano restorer on a stream of pairs; resumes from `folder` when there is a checkpoint."
     def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str, settings:FlowTraining=FlowTraining(),
@@ -297,10 +304,8 @@ class FlowTrainer:
 
     def ask_ahead(self):
         "Have the whole pool diagnosed, by several processes where there are workers, before the first update."
-        part = AskedPart(self.batch.stream, self.predict.diagnose)
-        done = len(self.predict.known) // part.n
-        rows = made_ahead(part, done, self.settings.workers)
-        while len(self.predict.known) < self.settings.pool: self.predict.note(next(rows))
+        part = AskedPart(self.batch.stream, self.predict)
+        for rows in made_ahead(part, 0, self.settings.workers, end=math.ceil(self.settings.pool / part.n)): self.predict.note(rows)
 
     def ready(self, made:tuple[Batch, list[Diagnosis]]) -> tuple[Tensor, ...]:
         "A batch on the device, with its text, in the order of the fields of `Batch`."
@@ -317,7 +322,7 @@ class FlowTrainer:
         if self.batches is None:
             made = made_ahead(self.batch, self.step // s.replays, s.workers)
             self.batches = Replay(map(self.ready, made), s.replays, s.kept, self.device)
-        generator = seeded(s.seed * 1_000_003 + self.step)
+        generator = seeded(2**31 + s.seed * 1_000_003 + self.step)  # other numbers than those that the batch was made with
         batch = Batch(*(x if x.numel() else None for x in self.batches.draw(s.pairs, generator)))
         if s.replays > 1: batch = cut_again(batch, s.patch, s.patches, generator)
         loss = flow_loss(self.net, batch, generator if self.device.type == 'cpu' else seeded(generator.initial_seed(), self.device))
@@ -344,7 +349,7 @@ class FlowTrainer:
         spend_budget(self)
         return self.averaged_net()
 
-# %% ../nbs/10_flow.ipynb #10-022
+# %% ../nbs/10_flow.ipynb #10-025
 @torch.no_grad()
 def one_step(
     net:NanoRestorerNet,
@@ -388,7 +393,7 @@ def validation_pairs(
     streams = [PairStream(clean_photos(folder), size, r, seed) for r in recipes]
     return [streams[i % len(streams)][i] for i in range(n)]
 
-# %% ../nbs/10_flow.ipynb #10-029
+# %% ../nbs/10_flow.ipynb #10-032
 def main(args:list[str]|None=None):
     "Command line: train a nano restorer on a folder of clean photos."
     p = argparse.ArgumentParser(prog='python -m rr.flow', description='Train the nano restorer by flow matching.')

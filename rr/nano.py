@@ -7,9 +7,10 @@ __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONE
            'SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'COLUMN', 'SEVERITIES', 'NOISE_RANGE', 'DETAIL', 'KNEE', 'BOLD',
            'CAREFUL', 'GLANCE', 'texture_map', 'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median',
            'block_spectra', 'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer',
-           'nano_processor', 'nano_reasoner_config', 'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner',
-           'read_blur', 'seamless', 'wiener', 'first_guesses', 'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at',
-           'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'save_nano_restorer', 'load_nano_restorer']
+           'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
+           'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'time_embedding', 'TextPool',
+           'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'save_nano_restorer',
+           'load_nano_restorer']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import json, math
@@ -250,12 +251,16 @@ def nano_reasoner_config(tokenizer, hidden_size:int=256, layers:int=4, heads:int
     return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=ids['<|image_pad|>'],
         video_token_id=ids['<|video_pad|>'], vision_start_token_id=ids['<|vision_start|>'], vision_end_token_id=ids['<|vision_end|>'])
 
+def tower_shape(config) -> tuple[list[int], list[int]]:
+    "Widths and depths of the tower; a configuration that does not name them means the default."
+    vision = config.vision_config
+    return getattr(vision, 'tower_widths', TOWER_WIDTHS), getattr(vision, 'tower_depths', TOWER_DEPTHS)
+
 def build_nano_reasoner(config):
     "Stock `Qwen3VLForConditionalGeneration` whose vision tower is a `NanoTower`; random weights."
     from transformers import Qwen3VLForConditionalGeneration
     model = Qwen3VLForConditionalGeneration(config)
-    vision = config.vision_config
-    model.model.visual = NanoTower(config.text_config.hidden_size, vision.tower_widths, vision.tower_depths)
+    model.model.visual = NanoTower(config.text_config.hidden_size, *tower_shape(config))
     model.generation_config.eos_token_id = config.text_config.eos_token_id
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     return model

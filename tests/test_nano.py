@@ -1,5 +1,5 @@
 "The nano networks: what they are shown, and what they cannot do by construction."
-import math
+import json, math
 
 import pytest
 import torch
@@ -10,7 +10,8 @@ from rr.data import Recipe
 from rr.degrade import DEGRADATIONS, KINDS, blur_kernel, degrade, strength
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
-from rr.nano import BLOCK, BOLD, CAREFUL, WINDOW, NanoRestorerNet, NanoTower
+from rr.nano import BLOCK, BOLD, CAREFUL, TOWER_DEPTHS, TOWER_WIDTHS, WINDOW, NanoRestorerNet, NanoTower, build_nano_reasoner, load_nano_reasoner
+from rr.nano import nano_processor, nano_reasoner_config, save_nano_reasoner, tower_shape, train_tokenizer
 from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
@@ -228,3 +229,15 @@ def test_patches_carry_their_place():
     damaged, clean, place = cut_patches(Pair(columns, columns, None, '', 0), 32, 6, seeded(0))
     assert torch.allclose(damaged[:, 0, 0, 0], place[:, 1] * 200 / 199, atol=1e-4)
     assert torch.allclose(place[:, 2] - place[:, 0], torch.full((6,), .32)) and torch.allclose(place[:, 3] - place[:, 1], torch.full((6,), .16))
+
+def test_the_shape_of_the_tower_travels_with_the_configuration(tmp_path):
+    tokenizer = train_tokenizer(['1. Identify: fog.'], vocab_size=300)
+    model = build_nano_reasoner(nano_reasoner_config(tokenizer, 32, 1, 2, 1, (8, 8, 16, 16), (1, 1, 1, 2)))
+    save_nano_reasoner(model, nano_processor(tokenizer), tmp_path)
+    again, _ = load_nano_reasoner(tmp_path)
+    assert again.model.visual.body[1].out_channels == 8 and len(again.model.visual.body) == len(model.model.visual.body)
+    config = json.loads((tmp_path/'config.json').read_text())
+    for name in ('tower_widths', 'tower_depths'): del config['vision_config'][name]
+    (tmp_path/'config.json').write_text(json.dumps(config))
+    from transformers import Qwen3VLConfig
+    assert tower_shape(Qwen3VLConfig.from_pretrained(tmp_path)) == (TOWER_WIDTHS, TOWER_DEPTHS), 'as before shapes were written down'
