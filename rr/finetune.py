@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised',
-           'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
-           'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
+           'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'TowerJudge', 'spend_budget',
+           'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter',
            'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward', 'training_memory',
            'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse', 'train_words', 'main']
@@ -177,7 +177,28 @@ class TowerTrainer:
         spend_budget(self)
         return self.tower.eval()
 
-# %% ../nbs/08_finetune.ipynb #08-015
+# %% ../nbs/08_finetune.ipynb #08-016
+class TowerJudge:
+    "Severities from a tower and its head, as `Reasoner.severity` gives them."
+    kinds = KINDS
+    def __init__(self, tower:NanoTower, head:DiagnosisHead): self.tower, self.head = tower.eval(), head.eval()
+
+    @classmethod
+    def from_checkpoint(cls, folder:Path|str) -> 'TowerJudge':
+        "What `TowerTrainer` left in its folder. Raises `FileNotFoundError` if there is none."
+        state = torch.load(Path(folder)/'tower.pt', map_location='cpu', weights_only=True)
+        tower = NanoTower(state['tower']['project.weight'].shape[0])
+        head = DiagnosisHead(tower.project.out_features)
+        tower.load_state_dict(state['tower']); head.load_state_dict(state['head'])
+        return cls(tower, head)
+
+    @torch.no_grad()
+    def severity(self, images) -> Tensor:  # (B, K), 0-100
+        "Severity of each kind in each photo, `(B, 3, H, W)` or a list of `(3, H, W)`."
+        numbers, _ = self.head(*see(self.tower, *stack_views(list(images))))
+        return numbers[:, severity_columns()].clamp(0, 1) * 100
+
+# %% ../nbs/08_finetune.ipynb #08-017
 def spend_budget(trainer):
     "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end."
     last, saved = time.perf_counter(), trainer.elapsed
@@ -194,7 +215,7 @@ def schedule(progress:float, warmup:float) -> float:
     if progress < warmup: return .05 + .95 * progress / warmup
     return .5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
 
-# %% ../nbs/08_finetune.ipynb #08-019
+# %% ../nbs/08_finetune.ipynb #08-021
 def sample_diagnosis(
     generator:torch.Generator,
     recipe:Recipe=TRAINING,
@@ -211,7 +232,7 @@ def sample_texts(scenes:list[Scene], n:int, seed:int=0) -> list[str]:
     g = seeded(seed)
     return [sample_diagnosis(g, scene=scenes[i % len(scenes)]).to_cot() for i in range(n)]
 
-# %% ../nbs/08_finetune.ipynb #08-022
+# %% ../nbs/08_finetune.ipynb #08-024
 def answer_start(
     ids:Tensor,  # (T,) one conversation that ends with the assistant's turn
     tokenizer,
@@ -253,7 +274,7 @@ class ChatCollator:
             end = max(end, start + opening)
         return labels, weights, end
 
-# %% ../nbs/08_finetune.ipynb #08-025
+# %% ../nbs/08_finetune.ipynb #08-027
 def loss_html(
     ids:Tensor, labels:Tensor, weights:Tensor,  # (T,) one conversation
     tokenizer,
@@ -270,7 +291,7 @@ def loss_html(
         pieces.append(f'<span style="background:{colour};border-radius:3px;margin:1px">{html.escape(text)}</span>')
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
-# %% ../nbs/08_finetune.ipynb #08-029
+# %% ../nbs/08_finetune.ipynb #08-031
 def own_numbers(start:int):  # endless iterator of integers
     "The numbers from `start` on; in a worker of a data loader, its own share of them."
     worker = torch.utils.data.get_worker_info()
@@ -291,7 +312,7 @@ class Rehearsal(torch.utils.data.IterableDataset):
             scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
             yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
 
-# %% ../nbs/08_finetune.ipynb #08-031
+# %% ../nbs/08_finetune.ipynb #08-033
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     "Cross-entropy of the next token, averaged with weights over the tokens that have a label."
     logits, labels, weights = logits[:, :-1].float(), labels[:, 1:], weights[:, 1:]
@@ -334,7 +355,7 @@ def freeze_tower(model, frozen:bool=True):
     for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(not frozen)
     return model
 
-# %% ../nbs/08_finetune.ipynb #08-038
+# %% ../nbs/08_finetune.ipynb #08-040
 LANGUAGE_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
 VISION_LAYERS = r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])'  # of Qwen3-VL's own tower and of the nano one
 
@@ -381,7 +402,7 @@ def merge_adapter(
     else: model.save_pretrained(out); base.processor.save_pretrained(out)
     (out/'kinds.json').write_text(json.dumps(list(kinds)) + '\n')
 
-# %% ../nbs/08_finetune.ipynb #08-039
+# %% ../nbs/08_finetune.ipynb #08-041
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter
     streams:list[PairStream],  # what to learn from
@@ -405,7 +426,7 @@ def teach(
     if int(os.environ.get('RANK', 0)) == 0: save_adapter(model, folder, base, kinds)
     return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views, reasoner.batch_size, kinds)
 
-# %% ../nbs/08_finetune.ipynb #08-041
+# %% ../nbs/08_finetune.ipynb #08-043
 def save_memory(model):
     "Let a model keep only the inputs of its layers for the backward pass, and compute the rest again."
     with old_names(): model.gradient_checkpointing_enable()
@@ -450,7 +471,7 @@ def training_memory(
              'scores': batch * tokens * config.text_config.vocab_size * (2 + 4 + 4)}
     return {k: round(v / 1e9, 2) for k, v in (parts | {'together': sum(parts.values())}).items()}
 
-# %% ../nbs/08_finetune.ipynb #08-048
+# %% ../nbs/08_finetune.ipynb #08-050
 def short_side(path:Path) -> int:  # pixels
     "The smaller of a photo's sides, read from the file's header."
     from PIL import Image
@@ -462,7 +483,7 @@ def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0
     small = PairStream(photos, 224, recipe, seed, scenes)
     return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
 
-# %% ../nbs/08_finetune.ipynb #08-050
+# %% ../nbs/08_finetune.ipynb #08-052
 def run_trainer(model, data, collator, folder:Path, **settings):
     "Train, going on from the last checkpoint in `folder` if there is one, with the pairs that come next."
     done = max((int(p.name.split('-')[1]) for p in folder.glob('checkpoint-*')), default=0)
@@ -489,7 +510,7 @@ def change_words(model, old, new):  # -> model
     other.load_state_dict(rest, strict=False)
     return other
 
-# %% ../nbs/08_finetune.ipynb #08-052
+# %% ../nbs/08_finetune.ipynb #08-054
 def rehearse(
     folder:Path,  # gets a checkpoint, a log and `rehearsed`; if that is there, it is what comes back
     scenes:list[Scene],
@@ -531,7 +552,7 @@ def train_words(
                 warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
-# %% ../nbs/08_finetune.ipynb #08-053
+# %% ../nbs/08_finetune.ipynb #08-055
 def main(args:list[str]|None=None):
     "Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any size."
     p = argparse.ArgumentParser(prog='python -m rr.finetune', description='Train the nano reasoner, first tower, then words; or a LoRA adapter for a reasoner of any size.')

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'flow_loss', 'shake_numbers', 'prediction_rows',
-           'Predictions', 'with_predictions', 'cut_patches', 'make_batch', 'cut_again', 'fixed_length', 'with_text',
-           'WeightAverage', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart', 'FlowTrainer', 'one_step',
-           'psnr_gain', 'validation_pairs', 'main']
+           'Predictions', 'with_predictions', 'with_alarms', 'cut_patches', 'make_batch', 'cut_again', 'fixed_length',
+           'with_text', 'WeightAverage', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart', 'FlowTrainer',
+           'one_step', 'psnr_gain', 'validation_pairs', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
 import argparse, copy, json, math
@@ -134,7 +134,26 @@ def with_predictions(
     found = iter(predict([p for p, a in zip(pairs, asked) if a]))
     return [replace(p, diagnosis=next(found)) if a else p for p, a in zip(pairs, asked)]
 
-# %% ../nbs/10_flow.ipynb #10-010
+# %% ../nbs/10_flow.ipynb #10-011
+def with_alarms(
+    pairs:list[Pair],  # with the diagnoses that the restorer is to be told
+    true:list[Diagnosis],  # what the photos have
+    share:float,  # of the pairs, from 0 to 1
+    generator:torch.Generator,
+    most:int=60,  # severity of an alarm: a reasoner that is wrong seldom sees a photo as ruined
+) -> list[Pair]:
+    "The pairs, some of them with a false alarm: one finding of another pair, of a kind that they do not have."
+    told, changed = [p.diagnosis for p in pairs], []
+    for pair, truth in zip(pairs, true, strict=True):
+        known = pair.diagnosis.findings | truth.findings
+        foreign = [(k, f) for d in told for k, f in d.findings.items() if k not in known and f.severity <= most]
+        chance, which = torch.rand(2, generator=generator).tolist()
+        if foreign and chance < share:
+            pair = replace(pair, diagnosis=replace(pair.diagnosis, findings=pair.diagnosis.findings | dict([foreign[int(which * len(foreign))]])))
+        changed.append(pair)
+    return changed
+
+# %% ../nbs/10_flow.ipynb #10-012
 def cut_patches(
     pair:Pair,
     size:int, n:int,  # side and number of the patches
@@ -163,7 +182,7 @@ def make_batch(
     damaged, clean, place = map(torch.cat, zip(*patches))
     return Batch(damaged, clean, numbers, whole=whole, place=place, guesses=first_guesses(damaged, numbers) if guess else None)
 
-# %% ../nbs/10_flow.ipynb #10-012
+# %% ../nbs/10_flow.ipynb #10-014
 def cut_again(
     batch:Batch,  # of whole square photos
     size:int, n:int,  # side and number of the patches
@@ -193,7 +212,7 @@ def with_text(
     text, mask = (x.repeat_interleave(len(batch.photo) // len(diagnoses), 0) for x in embed(diagnoses))
     return replace(batch, text=text, text_mask=mask)
 
-# %% ../nbs/10_flow.ipynb #10-018
+# %% ../nbs/10_flow.ipynb #10-020
 class WeightAverage:
     "Exponential moving average of a network's weights."
     def __init__(self, net, decay:float=.999):
@@ -208,7 +227,7 @@ class WeightAverage:
         state = net.state_dict()
         torch._foreach_lerp_([self.weights[k] for k in state], list(state.values()), 1 - decay)
 
-# %% ../nbs/10_flow.ipynb #10-020
+# %% ../nbs/10_flow.ipynb #10-022
 @dataclass
 class FlowTraining:
     "Settings of a training run."
@@ -220,6 +239,7 @@ class FlowTraining:
     patch: int = 96  # side, pixels; a multiple of 16
     weight_decay: float = 1e-4
     predicted: float = .5  # share of the pairs with the reasoner's diagnosis, where there is a reasoner to ask
+    alarms: float = 0.  # share of the pairs that get a false alarm, by `with_alarms`
     pool: int|None = None  # pairs that the reasoner is asked about, again and again, cut elsewhere, so that each is diagnosed once; None: always new ones
     workers: int = 0  # processes that make batches ahead; with a reasoner they need a pool
     replays: int = 1  # updates for each batch that is made, on patches of the `kept` pairs made last
@@ -231,7 +251,7 @@ def learning_rate(settings:FlowTraining, elapsed:float) -> float:
     "Warm-up, then a cosine to zero; `elapsed` in minutes."
     return settings.learning_rate * schedule(elapsed / settings.minutes, settings.warmup)
 
-# %% ../nbs/10_flow.ipynb #10-022
+# %% ../nbs/10_flow.ipynb #10-024
 class FlowBatches:
     "Batch number `step`, without text, and its diagnoses."
     def __init__(self, stream:PairStream, settings:FlowTraining,
@@ -245,7 +265,9 @@ class FlowBatches:
         asked = (torch.rand(s.pairs, generator=generator) < (s.predicted if self.predict else 0)).tolist()
         number = lambda i, a: i % s.pool if a and s.pool else i
         pairs = [self.stream[number(step * s.pairs + i, a)] for i, a in enumerate(asked)]
+        true = [p.diagnosis for p in pairs]
         if self.predict: pairs = with_predictions(pairs, self.predict, asked)
+        if s.alarms: pairs = with_alarms(pairs, true, s.alarms, generator)
         size, n = (s.patch, s.patches) if s.replays == 1 else (pairs[0].clean.shape[-1], 1)  # whole, where patches are cut later
         return make_batch(pairs, size, n, generator, guess=s.workers > 0 or s.replays > 1), [p.diagnosis for p in pairs]
 
@@ -255,7 +277,7 @@ class AskedPart:
     def __call__(self, i:int) -> list[dict]:
         return prediction_rows(self.predict.unknown([self.stream[i * self.n + j] for j in range(self.n)]), self.predict.diagnose)
 
-# %% ../nbs/10_flow.ipynb #10-023
+# %% ../nbs/10_flow.ipynb #10-025
 class FlowTrainer:
     "Trains a nano restorer on a stream of pairs; resumes from `folder` when there is a checkpoint."
     def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str, settings:FlowTraining=FlowTraining(),
@@ -349,7 +371,7 @@ class FlowTrainer:
         spend_budget(self)
         return self.averaged_net()
 
-# %% ../nbs/10_flow.ipynb #10-025
+# %% ../nbs/10_flow.ipynb #10-027
 @torch.no_grad()
 def one_step(
     net:NanoRestorerNet,
@@ -393,7 +415,7 @@ def validation_pairs(
     streams = [PairStream(clean_photos(folder), size, r, seed) for r in recipes]
     return [streams[i % len(streams)][i] for i in range(n)]
 
-# %% ../nbs/10_flow.ipynb #10-032
+# %% ../nbs/10_flow.ipynb #10-034
 def main(args:list[str]|None=None):
     "Command line: train a nano restorer on a folder of clean photos."
     p = argparse.ArgumentParser(prog='python -m rr.flow', description='Train the nano restorer by flow matching.')
@@ -409,6 +431,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--start', type=Path, help='folder of weights to start from')
     p.add_argument('--reasoner', type=Path, help='folder of the nano reasoner whose language model reads the chain of thought')
     p.add_argument('--predicted', type=float, default=0, help='share of the pairs that carry the diagnosis of --reasoner instead of the true one')
+    p.add_argument('--alarms', type=float, default=0., help='share of the pairs whose diagnosis gets a false alarm')
     p.add_argument('--size', type=int, default=160, help='side of the photos that patches are cut from; 256 or more with --predicted, for the reasoner looks at them whole (smaller photos are then left out)')
     p.add_argument('--pool', type=int, help='with --predicted: so many pairs again and again, each diagnosed once')
     p.add_argument('--pairs', type=int, default=16, help='photos in each update')
@@ -440,7 +463,7 @@ def main(args:list[str]|None=None):
     validate = psnr_gain(validation_pairs(a.validate), embed) if a.validate else None
     net = load_nano_restorer(a.start) if a.start else NanoRestorerNet()
     settings = FlowTraining(minutes=a.minutes, learning_rate=a.learning_rate, save_every=a.save_every, seed=a.seed,
-                            pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)
+                            pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, alarms=a.alarms, pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)
     FlowTrainer(net, stream, a.out, settings, embed, diagnose, validate, a.device).fit()
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

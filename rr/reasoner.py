@@ -10,7 +10,8 @@ __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT'
            'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'for_kinds',
            'spread', 'severity_distribution', 'run', 'Reply', 'read_reply', 'to_replies', 'memory_needed',
            'free_memory', 'check_memory', 'quantization', 'qwen_config', 'one_line', 'check_folder', 'hub_reachable',
-           'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano', 'load_reasoner', 'Reasoner']
+           'fetch', 'load_qwen', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano', 'load_reasoner', 'Reasoner',
+           'severity_with_gradient']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
 import json, math, re, time, warnings
@@ -25,6 +26,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .core import asset, autocast, pick_device, to_tensor
@@ -416,7 +418,6 @@ def spread(
     return (distribution @ severities.square() - expected(distribution).square()).clamp_min(0).sqrt()
 
 # %% ../nbs/07_reasoner.ipynb #07-065
-@torch.no_grad()
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
     cache,  # its key-value cache of the columns of `ids`; left longer by the tree
@@ -755,3 +756,21 @@ class Reasoner:
     def __repr__(self):
         count = sum(p.numel() for p in self.model.parameters())
         return f'Reasoner({count / 1e6:.1f} M parameters, {str(self.model.dtype)[6:]}, {self.device})'
+
+# %% ../nbs/07_reasoner.ipynb #07-093
+def severity_with_gradient(
+    reasoner:Reasoner,
+    images:Tensor,  # (B,3,H,W) in [0,1]
+) -> Tensor:  # (B,K), 0..100, as `Reasoner.severity`
+    "Expected severity of each of the reasoner's kinds, with its gradient to the pixels."
+    r, model = reasoner, reasoner.model
+    views = [r.make_views(i) if r.make_views else [within_budget(i, r.processor)] for i in images]
+    inputs, guide = model_inputs(r.processor, views, r.prompt).to(model.device), Guide(r.short_opening, r.tokenizer)
+    with evaluating(model): ids = decode(model, r.tokenizer, inputs, guide, r.short_opening.length + 1).sequences
+    new = (0, ids.shape[1] - inputs['input_ids'].shape[1])
+    written = dict(inputs, input_ids=ids, attention_mask=F.pad(inputs['attention_mask'], new, value=1),
+                   mm_token_type_ids=F.pad(inputs['mm_token_type_ids'], new, value=0))
+    sites, digits = (torch.tensor(x, device=model.device) for x in (guide.sites, guide.opening.digits))
+    with autocast(model.device):
+        cache = model(**written, use_cache=True).past_key_values
+        return expected(severity_distribution(model, cache, ids, inputs['attention_mask'], sites, digits))

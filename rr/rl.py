@@ -505,6 +505,7 @@ def total(value:torch.Tensor) -> torch.Tensor:
 # %% ../nbs/11_rl.ipynb #11-075
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
+    compares = True  # restorations of a photo with each other, so that there must be two or more
     def __init__(self,
         policy:FlowPolicy,  # those of its parameters that require a gradient are trained
         reward,  # (before (3,H,W), after (n,3,H,W), clean (3,H,W) or None) -> (n,)
@@ -587,7 +588,7 @@ class GRPO:
 def check_trainer(trainer:GRPO):
     "ValueError for settings with which nothing could be learned."
     c = trainer.config
-    if c.group < 2: advantages(torch.zeros(1, c.group))  # says why
+    if c.group < 2 and trainer.compares: advantages(torch.zeros(1, c.group))  # says why
     if c.kl and trainer.reference is None:
         raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
     if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')

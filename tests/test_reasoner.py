@@ -9,12 +9,12 @@ from torch import Tensor
 
 import rr.reasoner
 from rr.core import bundled_photos, read_photo
-from rr.degrade import KINDS
+from rr.degrade import KINDS, degrade
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
 from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat, digit_tokens,
                          expected, hang_severity, memory_needed, model_inputs, quantile_digit, qwen_config, sign_twins,
-                         tree_distribution, within_budget)
+                         severity_with_gradient, tree_distribution, within_budget)
 from tiny_qwen import qwen_tokenizer, tiny_model, tiny_processor
 
 
@@ -219,6 +219,14 @@ def test_severity_is_the_same_every_time_and_in_any_batch(tiny, exact):
     assert torch.equal(first, tiny.severity(photos))
     assert torch.allclose(torch.cat([tiny.severity(p) for p in photos]), first, atol=2e-3)
     assert tiny.severity([]).shape == (0, len(KINDS))
+
+
+def test_severity_with_gradient_is_the_severity_and_its_slope(tiny, exact):
+    photos = torch.stack([noise(90, 130), noise(90, 130, seed=1) * .5]).requires_grad_()
+    found = severity_with_gradient(tiny, photos)
+    assert torch.allclose(found, tiny.severity(photos.detach()), atol=2e-3)
+    slope, = torch.autograd.grad(found[0].sum(), photos)
+    assert slope[1].abs().max() == 0 and slope[0].abs().max() > 0, 'a photo is not judged by another one'
 
 
 def test_under_bfloat16_autocast_the_severity_stays_close(random_nano, monkeypatch):
@@ -439,6 +447,16 @@ def test_nano_reads_every_bundled_photo(nano):
         assert not reply.error and reply.distribution.shape == (len(KINDS), 101)
         assert torch.allclose(reply.distribution.sum(-1), torch.ones(len(KINDS)), atol=1e-4)
     assert torch.allclose(torch.stack([r.severity for r in replies]), nano.severity(photos), atol=.5)
+
+def test_nano_slope_is_that_of_small_steps(nano, exact):
+    photo = degrade(read_photo(bundled_photos()['lake']).image[:, :192, :192], {'fog': 60, 'noise': 30}, seed=1).image.clamp(.05, .95)
+    pixels = photo[None].clone().requires_grad_()
+    severity_with_gradient(nano, pixels).sum().backward()
+    direction = pixels.grad[0] / pixels.grad.norm()
+    for length in (.02, .05):
+        ahead, behind = (float(nano.severity(photo + sign * length * direction).sum()) for sign in (1, -1))
+        assert (ahead - behind) / (2 * length) == pytest.approx(float(pixels.grad.norm()), rel=.1)
+
 
 def test_nano_openings_are_canonical(nano):
     for walk in paths(nano.opening.root, 50): assert nano.tokenizer.encode(nano.tokenizer.decode(walk)) == walk

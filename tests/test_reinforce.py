@@ -9,9 +9,13 @@ from rr.core import bundled_photos, read_photo, seeded, to_pil
 from rr.data import PairStream, Recipe
 from rr.diagnosis import Diagnosis
 from rr.nano import NanoRestorerNet, load_nano_restorer
-from rr.reinforce import Curriculum, DiffusionNFT, NFTConfig, Run, RunSettings, main, measure, merge_lora, nft_loss
+from rr.finetune import TowerTrainer, TowerTraining
+from rr.nano import NanoTower
+from rr.reasoner import Reasoner
+from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, main, measure, merge_lora, moved,
+                          nft_loss)
 from rr.restorer import NanoFlowPolicy, NanoRestorer
-from rr.rl import (GRPO, STEPS, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
+from rr.rl import (GRPO, STEPS, SeverityReward, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
                    train_lora, window_at)
 from test_rl import Blend, brightness
 
@@ -218,6 +222,62 @@ for kind in (GRPO, DiffusionNFT): make_run(sys.argv[1] + kind.__name__, 3, kind)
             assert a['reward'] == pytest.approx(b['reward'], abs=1e-6) and a['grad_norm'] == pytest.approx(b['grad_norm'], rel=1e-4)
 
 
+# The gradient of the judge
+
+def test_a_moved_frame_shows_a_part_of_each_image():
+    images, seen = torch.arange(2 * 3 * 20 * 30.).reshape(2, 3, 20, 30), set()
+    for seed in range(60):
+        part = moved(images, 4, seeded(seed))
+        assert part.shape == (2, 3, 16, 26)
+        back = part if part[0, 0, 0, 0] < part[0, 0, 0, 1] else part.flip(-1)
+        top, left = divmod(int(back[0, 0, 0, 0]), 30)
+        assert torch.equal(back, images[..., top:top + 16, left:left + 26])
+        seen.add((top, left, back is part))
+    assert {t for t, _, _ in seen} == {l for _, l, _ in seen} == {0, 1, 2, 3, 4} and {m for _, _, m in seen} == {True, False}
+    assert torch.equal(moved(images, 0, seeded(0)).sort().values, images)
+
+
+@pytest.fixture(scope='module')
+def judge(): return Reasoner.from_pretrained('nano', device='cpu')
+
+def gradient_run(judge, folder, updates, **settings):
+    torch.manual_seed(0)
+    net = NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))
+    for layer in (net.heads, net.gate): nn.init.normal_(layer.weight, std=.02)
+    told = lambda photos: [Diagnosis.from_dict({'noise': {'severity': 60}, 'fog': {'severity': 40}})] * len(photos)
+    pairs = PairStream(list(bundled_photos().values()), 64, Recipe(('noise',)), seed=3)
+    trainer = RewardGradient(NanoFlowPolicy(net), SeverityReward(judge), GradientConfig(lr=3e-3, jitter=8))
+    return Run(trainer, pairs, told, folder, RunSettings(updates=updates, photos=2, pool=2, save_every=2, **settings))
+
+def test_the_gradient_of_the_judge_goes_through_several_steps_to_the_weights(judge, tmp_path):
+    trainer = gradient_run(judge, tmp_path, 1).trainer
+    photos, told = torch.rand(2, 3, 64, 64, generator=seeded(0)), [Diagnosis.from_dict({'noise': {'severity': 60}})] * 2
+    for trainer.config.steps in (1, 3):
+        with torch.no_grad():
+            cond, x = trainer.policy.condition(photos, told), torch.cat([trainer.policy.start(photos[i:i + 1], 5 + i) for i in range(2)])
+            times = trainer.policy.times(trainer.config.steps, x).tolist()
+            for t, after in zip(times, times[1:]): x = x - (t - after) * trainer.policy.velocity(x, torch.full((2,), t), cond)
+        restored = trainer.restored(photos, told, [5, 6])
+        assert torch.allclose(restored, x.clamp(0, 1), atol=1e-5) and restored.requires_grad
+
+def test_the_reward_rises_and_the_judge_stays(judge, tmp_path):
+    before = [p.clone() for p in judge.model.parameters()]
+    history = gradient_run(judge, tmp_path, 12).go()
+    gained = lambda rows: sum(r['reward'] - r['distance'] for r in rows) / len(rows)
+    assert gained(history[-3:]) > gained(history[:3]) + .05
+    assert all(p.grad is None and torch.equal(p, b) for p, b in zip(judge.model.parameters(), before))
+
+def test_a_killed_run_along_the_gradient_goes_on(judge, tmp_path):
+    whole = gradient_run(judge, tmp_path / 'whole', 4)
+    whole.go()
+    gradient_run(judge, tmp_path / 'cut', 2).go()
+    again = gradient_run(judge, tmp_path / 'cut', 4)
+    assert len(again.trainer.history) == 2
+    again.go()
+    assert told(again.trainer.history) == told(whole.trainer.history)
+    assert all(torch.equal(a, b) for a, b in zip(again.trainer.parameters, whole.trainer.parameters))
+
+
 # The nano restorer
 
 def test_a_merged_lora_is_the_network_with_it():
@@ -237,7 +297,7 @@ def test_a_merged_lora_is_the_network_with_it():
     assert set(policy.module.state_dict()) == names
 
 
-@pytest.mark.parametrize('method', ['grpo', 'nft'])
+@pytest.mark.parametrize('method', ['grpo', 'nft', 'gradient'])
 def test_command(tmp_path, method):
     photos = tmp_path / 'photos'
     photos.mkdir()
@@ -247,6 +307,17 @@ def test_command(tmp_path, method):
     net, shipped = load_nano_restorer(tmp_path / 'out/weights'), NanoRestorer.from_pretrained().policy.module
     assert net.config == shipped.config and any(not torch.equal(a, b) for a, b in zip(net.state_dict().values(), shipped.state_dict().values()))
     assert len((tmp_path / 'out/log.jsonl').read_text().splitlines()) == 2
+
+
+def test_command_with_a_second_opinion(tmp_path):
+    photos = list(bundled_photos().values())[:1]
+    TowerTrainer(NanoTower(32), [PairStream(photos, 96)], tmp_path / 'other', TowerTraining(batch=2)).save()
+    folder = str(photos[0].parent)
+    main([folder, str(tmp_path / 'out'), '--method', 'gradient', '--updates', '1', '--batch', '1', '--size', '96', '--pool', '1', '--threads', '1', '--held-out', folder, '--held-out-count', '4',
+          '--other-judge', str(tmp_path / 'other')])
+    before, after = ([json.loads(line) for line in (tmp_path / f'out/{name}.jsonl').read_text().splitlines()] for name in ('before', 'after'))
+    assert len(before) == len(after) == 4 and all(0 <= r['left_other'] <= 400 and r['left_judge'] >= 0 for r in before + after)
+    assert [r['photo'] for r in before] == [r['photo'] for r in after] and before != after
 
 
 def test_measure_counts_what_is_left():

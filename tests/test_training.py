@@ -1,5 +1,6 @@
 "The training loops learn, resume after a kill without losing a step, and mask what must not be learnt."
 import json, shutil, signal, subprocess, sys, time
+from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
@@ -7,10 +8,10 @@ from rr.core import asset, bundled_photos, seeded
 from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
-from rr.finetune import (ChatCollator, Rehearsal, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, head_loss, run_trainer,
+from rr.finetune import (ChatCollator, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, head_loss, run_trainer,
     rehearse, sample_texts, see, severity_columns, stack_views, weighted_loss)
 from rr.flow import (FlowBatches, FlowTrainer, FlowTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
-    with_predictions, with_text)
+    with_alarms, with_predictions, with_text)
 from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, first_guesses, nano_image_processor, load_nano_reasoner, nano_processor, nano_reasoner_config,
     nano_views, train_tokenizer)
 from rr.diagnosis import Scene
@@ -79,6 +80,25 @@ def test_a_share_of_the_pairs_gets_the_diagnosis_of_the_reasoner():
     batches = FlowBatches(stream, FlowTraining(pairs=40, patch=16, predicted=.5), predict)
     assert 12 < sum(d == said for d in batches(0)[1]) < 28
     assert said not in FlowBatches(stream, FlowTraining(pairs=40, patch=16))(0)[1]
+
+def test_false_alarms_are_of_kinds_that_are_not_there():
+    stream = PairStream(clean_photos(PHOTOS), 48)
+    pairs = [stream[i] for i in range(60)]
+    true = [p.diagnosis for p in pairs]
+    blind = [replace(p, diagnosis=Diagnosis()) if i % 2 else p for i, p in enumerate(pairs)]  # a reasoner that misses every second one
+    changed = with_alarms(blind, true, .5, seeded(0), most=70)
+    hit = [(b, t, c) for b, t, c in zip(blind, true, changed) if b.diagnosis != c.diagnosis]
+    assert 20 < len(hit) < 40
+    offered = {(k, f.severity) for p in blind for k, f in p.diagnosis.findings.items()}
+    for before, truth, after in hit:
+        (kind,) = set(after.diagnosis.present) - set(before.diagnosis.present)
+        assert kind not in truth.findings and after.diagnosis.severity(kind) <= 70 and (kind, after.diagnosis.severity(kind)) in offered
+        assert {k: after.diagnosis.findings[k] for k in before.diagnosis.findings} == before.diagnosis.findings and after.clean is before.clean
+    assert with_alarms(pairs, true, 0., seeded(0)) == pairs
+    assert with_alarms(pairs[:1], true[:1], 1., seeded(0)) == pairs[:1]  # nobody to borrow from
+    told = FlowBatches(stream, FlowTraining(pairs=40, patch=16, alarms=.5))(0)[1]
+    plain = FlowBatches(stream, FlowTraining(pairs=40, patch=16))(0)[1]
+    assert 10 < sum(a != b for a, b in zip(told, plain)) < 30 and told == FlowBatches(stream, FlowTraining(pairs=40, patch=16, alarms=.5))(0)[1]
 
 def test_predictions_are_made_once_and_survive(tmp_path):
     stream, asked = PairStream(clean_photos(PHOTOS), 48), []
@@ -190,6 +210,18 @@ def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path, capsys):
     with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--predicted', '.5'])
     with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--reasoner', str(asset('nano-reasoner')), '--predicted', '.5', '--size', '4096'])
     assert 'no photo has 4096 pixels' in capsys.readouterr().err
+
+def test_a_tower_judges_as_its_trainer_measured(tmp_path):
+    torch.manual_seed(0)
+    stream = PairStream(clean_photos(PHOTOS), 160)
+    trainer = TowerTrainer(NanoTower(32), [stream], tmp_path, TowerTraining(batch=2))
+    trainer.save()
+    pairs, judge = [stream[i] for i in range(4)], TowerJudge.from_checkpoint(tmp_path)
+    found, true = judge.severity([p.degraded for p in pairs]), torch.tensor([[float(p.diagnosis.severity(k)) for k in KINDS] for p in pairs])
+    assert found.shape == (4, len(KINDS)) and ((found >= 0) & (found <= 100)).all()
+    trainer.tower.eval()
+    assert (found - true).abs().mean(0).tolist() == pytest.approx(list(trainer.errors(pairs).values()), abs=.01)
+    with pytest.raises(FileNotFoundError): TowerJudge.from_checkpoint(tmp_path/'nothing')
 
 def test_a_tower_starts_from_another_and_its_eyes_go_to_a_reasoner(tmp_path):
     torch.manual_seed(0)
