@@ -24,6 +24,6 @@ setup(
     packages=find_packages(include=['rr', 'rr.*']),
     package_data={'rr': ['assets/**/*']},
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': (cfg['dev_requirements'] + ' ' + cfg['docs_requirements']).split(), 'docs': cfg['docs_requirements'].split()},
+    extras_require={'dev': (cfg['dev_requirements'] + ' ' + cfg['docs_requirements']).split(), 'docs': cfg['docs_requirements'].split(), 'trl': cfg['trl_requirements'].split()},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': ['rr=rr._modidx:d']},
 )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHOTO_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'PhotoError', 'Photo', 'to_tensor', 'to_pil', 'asset', 'bundled_photos',
            'damaged_photo', 'show_images', 'photo_from_pil', 'read_photo', 'atomic_path', 'write_photo', 'psnr',
-           'seeded', 'pick_device', 'has_bf16', 'autocast']
+           'seeded', 'pick_device', 'has_bf16', 'autocast', 'rank', 'processes', 'total']
 
 # %% ../nbs/00_core.ipynb #00-003
 import errno, math, os, secrets, warnings
@@ -328,3 +328,17 @@ def autocast(device):  # device: name or torch.device
     "A context in which matrix products and convolutions run in bfloat16 where that is faster, else in float32."
     device = torch.device(device)
     return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16(device) else nullcontext()
+
+# %% ../nbs/00_core.ipynb #00-085
+def rank() -> int:
+    "Number of this process, from 0."
+    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+
+def processes() -> int:
+    "How many processes share the work."
+    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+
+def total(value:torch.Tensor) -> torch.Tensor:
+    "The sum of `value` over all processes."
+    if processes() > 1: torch.distributed.all_reduce(value)
+    return value

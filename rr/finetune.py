@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import atomic_path, autocast, seeded
+from .core import atomic_path, autocast, processes, seeded, total
 from .data import TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
@@ -200,11 +200,12 @@ class TowerJudge:
 
 # %% ../nbs/08_finetune.ipynb #08-017
 def spend_budget(trainer):
-    "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end."
+    "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end. Several processes agree on the time."
     last, saved = time.perf_counter(), trainer.elapsed
     while trainer.elapsed < trainer.settings.minutes:
         trainer.losses.append(trainer.train_step())
-        trainer.elapsed, last = trainer.elapsed + (time.perf_counter() - last) / 60, time.perf_counter()
+        now = trainer.elapsed + (time.perf_counter() - last) / 60
+        last, trainer.elapsed = time.perf_counter(), total(torch.tensor(now, device=trainer.device)).item() / processes() if processes() > 1 else now
         if trainer.elapsed - saved > trainer.settings.save_every:
             saved = trainer.elapsed
             trainer.save(); trainer.report()

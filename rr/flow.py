@@ -5,24 +5,26 @@
 # %% auto #0
 __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'flow_loss', 'shake_numbers', 'prediction_rows',
            'Predictions', 'with_predictions', 'with_alarms', 'cut_patches', 'make_batch', 'cut_again', 'fixed_length',
-           'with_text', 'WeightAverage', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart', 'FlowTrainer',
-           'one_step', 'psnr_gain', 'validation_pairs', 'main']
+           'with_text', 'WeightAverage', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart',
+           'average_gradients', 'sample_grid', 'FlowTrainer', 'one_step', 'psnr_gain', 'validation_pairs',
+           'velocity_loss', 'logit_normal_times', 'encode_pairs', 'EncodedPairs', 'LoraTraining', 'LoraTrainer',
+           'join_processes', 'tune_lora', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
-import argparse, copy, json, math
+import argparse, copy, json, math, os
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import atomic_path, autocast, psnr, seeded
+from .core import atomic_path, autocast, processes, psnr, rank, seeded, total, write_photo
 from .data import Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions, made_ahead, read_exclusions, whole_lines
 from .degrade import KINDS
 from .diagnosis import Diagnosis, diagnosis_vectors
 from .finetune import schedule, short_side, spend_budget
 from .nano import NanoRestorerNet, first_guesses, glance_at, load_nano_restorer, save_nano_restorer
 from .reasoner import Reasoner
-from .restorer import CotReader
+from .restorer import CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, save_lora
 
 # %% ../nbs/10_flow.ipynb #10-005
 @dataclass
@@ -148,7 +150,7 @@ def with_alarms(
         known = pair.diagnosis.findings | truth.findings
         foreign = [(k, f) for d in told for k, f in d.findings.items() if k not in known and f.severity <= most]
         chance, which = torch.rand(2, generator=generator).tolist()
-        if foreign and chance < share:
+        if foreign and truth.findings and chance < share:  # damage of one kind is what raises false alarms of another
             pair = replace(pair, diagnosis=replace(pair.diagnosis, findings=pair.diagnosis.findings | dict([foreign[int(which * len(foreign))]])))
         changed.append(pair)
     return changed
@@ -258,9 +260,10 @@ class FlowBatches:
                  predict=None,  # `Predictions`; None: only true diagnoses
                 ):
         self.stream, self.settings, self.predict = stream, settings, predict
+        self.rank, self.processes = rank(), processes()
 
     def __call__(self, step:int) -> tuple[Batch, list[Diagnosis]]:
-        s = self.settings
+        s, step = self.settings, step * self.processes + self.rank  # several processes take turns
         generator = seeded(s.seed * 1_000_003 + step)
         asked = (torch.rand(s.pairs, generator=generator) < (s.predicted if self.predict else 0)).tolist()
         number = lambda i, a: i % s.pool if a and s.pool else i
@@ -277,7 +280,23 @@ class AskedPart:
     def __call__(self, i:int) -> list[dict]:
         return prediction_rows(self.predict.unknown([self.stream[i * self.n + j] for j in range(self.n)]), self.predict.diagnose)
 
-# %% ../nbs/10_flow.ipynb #10-025
+# %% ../nbs/10_flow.ipynb #10-026
+def average_gradients(parameters):
+    "The mean over all processes; nothing happens in one alone."
+    if processes() == 1: return
+    for p in parameters:
+        if not p.requires_grad: continue
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        total(p.grad).div_(processes())
+
+@torch.no_grad()
+def sample_grid(net:NanoRestorerNet, pairs:list[Pair], embed=None) -> Tensor:  # (3, n H, 3 W)
+    "A row for each pair: damaged, restored in one step, clean."
+    device = next(net.parameters()).device
+    restored = [one_step(net, p.degraded[None].to(device), [p.diagnosis], embed)[0].cpu() for p in pairs]
+    return torch.cat([torch.cat([p.degraded.clamp(0, 1), r, p.clean], 2) for p, r in zip(pairs, restored)], 1)
+
+# %% ../nbs/10_flow.ipynb #10-027
 class FlowTrainer:
     "Trains a nano restorer on a stream of pairs; resumes from `folder` when there is a checkpoint."
     def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str, settings:FlowTraining=FlowTraining(),
@@ -285,11 +304,12 @@ class FlowTrainer:
                  diagnose=None,  # as for `Predictions`; None: only true diagnoses
                  validate=None,  # function of a network -> dict of numbers for the log
                  device:str|torch.device='cpu',
+                 samples:list[Pair]=(),  # of one size, for samples.png: damaged, restored and clean side by side
                 ):
         self.device, self.folder, self.settings = torch.device(device), Path(folder), settings
-        self.net, self.embed, self.validate = net.to(self.device), embed, validate
+        self.net, self.embed, self.validate, self.samples = net.to(self.device), embed, validate, list(samples)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.predict = diagnose and Predictions(diagnose, self.folder/'predictions.jsonl')
+        self.predict = diagnose and Predictions(diagnose, self.folder/f'predictions{rank() or ""}.jsonl')
         if self.predict and settings.workers and not settings.pool: raise ValueError('a reasoner and workers: set how many pairs it is asked about (pool)')
         self.batch, self.batches = FlowBatches(stream, settings, self.predict), None
         self.optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -307,6 +327,7 @@ class FlowTrainer:
 
     def save(self):
         "Write the checkpoint and the averaged weights, each whole or not at all."
+        if rank(): return
         state = dict(net=self.net.state_dict(), average=self.average.weights, average_steps=self.average.steps,
                      optimizer=self.optimizer.state_dict(), step=self.step, elapsed=self.elapsed, settings=asdict(self.settings))
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
@@ -344,13 +365,14 @@ class FlowTrainer:
         if self.batches is None:
             made = made_ahead(self.batch, self.step // s.replays, s.workers)
             self.batches = Replay(map(self.ready, made), s.replays, s.kept, self.device)
-        generator = seeded(2**31 + s.seed * 1_000_003 + self.step)  # other numbers than those that the batch was made with
+        generator = seeded(2**31 + s.seed * 1_000_003 + self.step * processes() + rank())  # other numbers than those that the batch was made with
         batch = Batch(*(x if x.numel() else None for x in self.batches.draw(s.pairs, generator)))
         if s.replays > 1: batch = cut_again(batch, s.patch, s.patches, generator)
         loss = flow_loss(self.net, batch, generator if self.device.type == 'cpu' else seeded(generator.initial_seed(), self.device))
         for group in self.optimizer.param_groups: group['lr'] = learning_rate(s, self.elapsed)
         self.optimizer.zero_grad()
         loss.backward()
+        average_gradients(self.net.parameters())
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
         self.optimizer.step()
         self.average.update(self.net)
@@ -358,11 +380,13 @@ class FlowTrainer:
         return loss.item()
 
     def report(self):
-        "Log the mean loss since the last report, and the validation."
+        "Log the mean loss since the last report, and the validation; draw the samples."
+        if rank(): self.losses = []; return
         record = dict(step=self.step, minutes=round(self.elapsed, 2), loss=sum(self.losses) / max(1, len(self.losses)))
         if self.validate: record |= self.validate(self.averaged_net())
         self.losses = []
         self.log(**record)
+        if self.samples: write_photo(self.folder/'samples.png', sample_grid(self.averaged_net(), self.samples, self.embed), overwrite=True)
 
     def fit(self) -> NanoRestorerNet:
         "Train until the budget of minutes is used up; returns the averaged network."
@@ -371,7 +395,7 @@ class FlowTrainer:
         spend_budget(self)
         return self.averaged_net()
 
-# %% ../nbs/10_flow.ipynb #10-027
+# %% ../nbs/10_flow.ipynb #10-029
 @torch.no_grad()
 def one_step(
     net:NanoRestorerNet,
@@ -415,7 +439,157 @@ def validation_pairs(
     streams = [PairStream(clean_photos(folder), size, r, seed) for r in recipes]
     return [streams[i % len(streams)][i] for i in range(n)]
 
-# %% ../nbs/10_flow.ipynb #10-034
+# %% ../nbs/10_flow.ipynb #10-036
+def velocity_loss(
+    policy:FlowPolicy,
+    clean:Tensor,  # latents of clean photos, (B, ...)
+    cond,  # what `policy.condition` returned for the damaged ones
+    t:Tensor,  # (B,) in (0, 1]
+    noise:Tensor,  # (B, ...) standard normal
+) -> Tensor:  # (B,)
+    "Mean squared error of the velocity at a point of the path; for policies of any size."
+    start = policy.anchor(cond) + policy.noise_scale * noise
+    wide = t.view(-1, *[1] * (clean.ndim - 1))
+    return (policy.velocity((1 - wide) * clean + wide * start, t, cond) - (start - clean)).float().square().flatten(1).mean(1)
+
+def logit_normal_times(n:int, generator:torch.Generator) -> Tensor:  # (n,) in (0, 1)
+    "Times to train at: most often in the middle of the path."
+    return torch.randn(n, generator=generator, device=generator.device).sigmoid()
+
+# %% ../nbs/10_flow.ipynb #10-037
+def encode_pairs(
+    policy:FlowPolicy,  # without guidance: it is not trained
+    pairs,  # iterable of `Pair`
+    folder:Path|str,  # gets 000000.pt, ...; those that are there stay
+) -> int:  # pairs in the folder
+    "Latents of the clean photos and conditions of the damaged ones, written whole, one file a pair."
+    folder, count = Path(folder), 0
+    folder.mkdir(parents=True, exist_ok=True)
+    for count, pair in enumerate(pairs, 1):
+        path = folder/f'{count - 1:06d}.pt'
+        if path.exists(): continue
+        with torch.no_grad(): clean, cond = policy.encode(pair.clean[None]), policy.condition(pair.degraded[None].clamp(0, 1), [pair.diagnosis])
+        kept = {k: None if v is None else v.cpu() for k, v in vars(cond).items()}
+        with atomic_path(path, overwrite=True) as part: torch.save(dict(clean=clean.cpu(), cond=kept), part)
+    return count
+
+class EncodedPairs(torch.utils.data.Dataset):
+    "What `encode_pairs` wrote: (latents, condition), a batch of one each."
+    def __init__(self, folder:Path|str, condition=QwenCondition, device:str|torch.device='cpu'):
+        self.files, self.condition, self.device = sorted(Path(folder).glob('*.pt')), condition, torch.device(device)
+        if not self.files: raise FileNotFoundError(f'{folder}: no encoded pairs there')
+
+    def __len__(self): return len(self.files)
+
+    def __getitem__(self, i:int):
+        row = torch.load(self.files[i], map_location=self.device, weights_only=True)
+        return row['clean'], self.condition(**row['cond'])
+
+# %% ../nbs/10_flow.ipynb #10-038
+@dataclass
+class LoraTraining:
+    "Settings of `LoraTrainer`."
+    steps: int = 1000  # updates
+    accumulate: int = 8  # pairs in an update, in each process; they go through one by one, for their sizes differ
+    learning_rate: float = 1e-4  # peak
+    warmup: float = .03  # share of the steps
+    weight_decay: float = 1e-4
+    decay: float = .99  # of the weights' running average
+    seed: int = 0
+    save_every: int = 50  # updates between checkpoints
+
+class LoraTrainer:
+    "Flow matching of those weights of a policy that require a gradient; resumes from `folder` when there is a checkpoint."
+    def __init__(self, policy:FlowPolicy, pairs:EncodedPairs, folder:Path|str, settings:LoraTraining=None):
+        self.policy, self.pairs, self.folder, self.settings = policy, pairs, Path(folder), settings or LoraTraining()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        if not self.parameters: raise ValueError('no parameter requires a gradient: add_lora first')
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
+        self.average, self.step, self.losses = [p.detach().clone() for p in self.parameters], 0, []
+        if self.checkpoint.exists(): self.resume()
+
+    @property
+    def checkpoint(self) -> Path: return self.folder/'checkpoint.pt'
+
+    def save(self):
+        "All that the next update depends on, whole or not at all."
+        if rank(): return
+        state = dict(parameters=[p.detach().cpu() for p in self.parameters], average=[a.cpu() for a in self.average], optimizer=self.optimizer.state_dict(), step=self.step)
+        with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
+
+    @torch.no_grad()
+    def resume(self):
+        "Go on from the checkpoint."
+        state = torch.load(self.checkpoint, map_location='cpu', weights_only=True)
+        for p, a, value, mean in zip(self.parameters, self.average, state['parameters'], state['average'], strict=True): p.copy_(value); a.copy_(mean)
+        self.optimizer.load_state_dict(state['optimizer'])
+        self.step = state['step']
+
+    def train_step(self) -> float:
+        "One update; returns the loss of this process."
+        s, losses = self.settings, []
+        generator = seeded(s.seed * 1_000_003 + self.step * processes() + rank())
+        self.optimizer.zero_grad()
+        for i in torch.randint(len(self.pairs), (s.accumulate,), generator=generator).tolist():
+            clean, cond = self.pairs[i]
+            t, noise = logit_normal_times(1, generator), torch.randn(clean.shape, generator=generator)
+            loss = velocity_loss(self.policy, clean, cond, t.to(clean.device), noise.to(clean.device)).mean() / s.accumulate
+            loss.backward()
+            losses.append(loss.item())
+        average_gradients(self.parameters)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.)
+        for group in self.optimizer.param_groups: group['lr'] = s.learning_rate * schedule(self.step / s.steps, s.warmup)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(s.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad(): torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return sum(losses)
+
+    def fit(self):
+        "All updates that are missing; then the parameters are the averaged ones."
+        s = self.settings
+        while self.step < s.steps:
+            self.losses.append(self.train_step())
+            if self.step % s.save_every and self.step < s.steps: continue
+            self.save()
+            if not rank():
+                with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(dict(step=self.step, loss=sum(self.losses) / len(self.losses))) + '\n')
+            self.losses = []
+        with torch.no_grad():
+            for p, mean in zip(self.parameters, self.average): p.copy_(mean)
+
+# %% ../nbs/10_flow.ipynb #10-042
+def join_processes(device:str) -> str:  # this process's own device
+    "Join the other processes, where `torchrun` or `accelerate launch` started some."
+    if 'RANK' not in os.environ: return device
+    from accelerate import PartialState
+    state = PartialState(cpu=device == 'cpu')
+    return str(state.device) if device != 'cpu' else device
+
+def tune_lora(
+    a:argparse.Namespace,  # arguments of `main`
+    stream:PairStream,
+    diagnose=None,  # as for `Predictions`; None: true diagnoses
+):
+    "Encode pairs, then train a LoRA for Qwen-Image-Edit, then save it; each part resumes."
+    restorer = QwenRestorer.from_pretrained(a.restorer, a.device, quantize=a.quantize, pixels=a.pixels, negative_prompt=None)
+    predict = diagnose and Predictions(diagnose, a.out/'predictions.jsonl')
+    def told(i):
+        pair = stream[i]
+        asked = predict and float(torch.rand((), generator=seeded(a.seed * 1_000_003 + i))) < a.predicted
+        return with_predictions([pair], predict, [True])[0] if asked else pair
+    a.out.mkdir(parents=True, exist_ok=True)
+    if not rank(): encode_pairs(restorer.policy, map(told, range(a.pool or 1000)), a.out/'pairs')
+    if processes() > 1: torch.distributed.barrier()
+    for part in ('vae', 'text_encoder'): getattr(restorer.pipeline, part).to('cpu')
+    torch.manual_seed(a.seed)
+    add_lora(restorer.policy.module, a.rank, 2 * a.rank)
+    restorer.policy.module.enable_gradient_checkpointing()
+    LoraTrainer(restorer.policy, EncodedPairs(a.out/'pairs', device=a.device), a.out, LoraTraining(a.steps, a.pairs, a.learning_rate, seed=a.seed)).fit()
+    if not rank(): save_lora(restorer.pipeline, a.out/'lora')
+
+# %% ../nbs/10_flow.ipynb #10-043
 def main(args:list[str]|None=None):
     "Command line: train a nano restorer on a folder of clean photos."
     p = argparse.ArgumentParser(prog='python -m rr.flow', description='Train the nano restorer by flow matching.')
@@ -428,6 +602,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--validate', type=Path, help='folder of photos to validate on')
+    p.add_argument('--samples', type=int, default=4, help='with --validate: rows of samples.png')
     p.add_argument('--start', type=Path, help='folder of weights to start from')
     p.add_argument('--reasoner', type=Path, help='folder of the nano reasoner whose language model reads the chain of thought')
     p.add_argument('--predicted', type=float, default=0, help='share of the pairs that carry the diagnosis of --reasoner instead of the true one')
@@ -444,9 +619,15 @@ def main(args:list[str]|None=None):
     p.add_argument('--kept', type=int, default=4000, help='with --replays: pairs that wait on the device, 2 MB each for pairs of 256 x 256')
     p.add_argument('--device', default='cpu', help='cpu or cuda')
     p.add_argument('--threads', type=int, help='CPU threads')
+    p.add_argument('--restorer', help='instead of the nano network: a LoRA for this Qwen-Image-Edit, a hub id or a folder; --pool pairs are encoded once, --pairs is what an update accumulates')
+    p.add_argument('--rank', type=int, default=32, help='with --restorer: of the LoRA')
+    p.add_argument('--steps', type=int, default=1000, help='with --restorer: updates')
+    p.add_argument('--pixels', type=int, default=512 * 512, help='with --restorer: area to work at')
+    p.add_argument('--quantize', choices=('4bit', '8bit'), help='with --restorer: the weights that do not train')
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(args)
     if a.predicted and not a.reasoner: p.error('--predicted needs --reasoner')
+    a.device = join_processes(a.device)
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
@@ -460,10 +641,11 @@ def main(args:list[str]|None=None):
         reasoner = Reasoner.from_pretrained(a.reasoner, device='cpu')  # asked by the workers
         embed = CotReader(copy.deepcopy(reasoner.model.model.language_model), reasoner.tokenizer, a.device)
         if a.predicted: diagnose = reasoner.diagnose
-    validate = psnr_gain(validation_pairs(a.validate), embed) if a.validate else None
+    shown = validation_pairs(a.validate) if a.validate else []
+    if a.restorer: return tune_lora(a, stream, diagnose)
     net = load_nano_restorer(a.start) if a.start else NanoRestorerNet()
     settings = FlowTraining(minutes=a.minutes, learning_rate=a.learning_rate, save_every=a.save_every, seed=a.seed,
                             pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, alarms=a.alarms, pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)
-    FlowTrainer(net, stream, a.out, settings, embed, diagnose, validate, a.device).fit()
+    FlowTrainer(net, stream, a.out, settings, embed, diagnose, shown and psnr_gain(shown, embed), a.device, shown[:a.samples]).fit()
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

@@ -10,10 +10,10 @@ __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONE
            'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
            'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'time_embedding', 'TextPool',
            'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'save_nano_restorer',
-           'load_nano_restorer']
+           'load_nano_restorer', 'weights_mark', 'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
-import json, math
+import hashlib, json, math
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -534,12 +534,58 @@ def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
     save_file({k: v.detach().half().contiguous() for k, v in net.state_dict().items()}, folder/'model.safetensors')
 
 def load_nano_restorer(
-    folder:Path|str|None=None,  # default: the weights that ship with the package
+    folder:Path|str|None=None,  # of weights, or of a correction to them; default: the weights that ship with the package
 ) -> NanoRestorerNet:
-    "The nano restorer in float32 and eval mode. Raises `FileNotFoundError` when there are no weights in `folder`."
+    "The nano restorer in float32 and eval mode. Raises `FileNotFoundError` when there are no weights in `folder`, `ValueError` when a correction belongs to others."
     from safetensors.torch import load_file
     folder = Path(folder or asset('nano-restorer'))
+    if (folder/'correction.safetensors').exists(): return corrected(folder)
     if not (folder/'model.safetensors').exists(): raise FileNotFoundError(f'{folder}: no model.safetensors there')
     net = NanoRestorerNet(**json.loads((folder/'config.json').read_text()))
     net.load_state_dict({k: v.float() for k, v in load_file(folder/'model.safetensors').items()})
+    return net.eval()
+
+# %% ../nbs/06_nano.ipynb #06-053
+def weights_mark(net:NanoRestorerNet) -> str:
+    "A fingerprint of the weights in half precision, as they are saved."
+    digest = hashlib.sha256()
+    for name, value in net.state_dict().items(): digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+@torch.no_grad()
+def save_correction(
+    net:NanoRestorerNet,  # tuned
+    base:NanoRestorerNet,  # what it was before
+    folder:Path|str,
+    rank:int,  # of the factors; that of the LoRA loses nothing
+    name:str='nano',  # of `base`: 'nano' for the weights that ship, or a folder
+):
+    "Write how `net` differs from `base`: low-rank factors of each weight, in half precision."
+    from safetensors.torch import save_file
+    folder, factors, before = Path(folder), {}, base.state_dict()
+    for key, value in net.state_dict().items():
+        change = (value - before[key]).detach().float().cpu()
+        if not change.abs().max(): continue
+        if change.ndim == 1: factors[key] = change; continue
+        u, s, v = torch.linalg.svd(change.flatten(1), full_matrices=False)
+        scale = s[:rank].sqrt()
+        factors[f'{key}.up'], factors[f'{key}.down'] = u[:, :rank] * scale, scale[:, None] * v[:rank]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/'config.json').write_text(json.dumps(dict(corrects=name, mark=weights_mark(base)), indent=1) + '\n')
+    save_file({k: v.half().contiguous() for k, v in factors.items()}, folder/'correction.safetensors')
+
+@torch.no_grad()
+def corrected(
+    folder:Path|str,  # as `save_correction` writes it
+) -> NanoRestorerNet:
+    "The network that a correction makes of the one that it was made for. Raises `ValueError` when that one has changed."
+    from safetensors.torch import load_file
+    folder = Path(folder)
+    config = json.loads((folder/'config.json').read_text())
+    net = load_nano_restorer(None if config['corrects'] == 'nano' else config['corrects'])
+    if weights_mark(net) != config['mark']: raise ValueError(f'{folder}: this correction was made for other weights than those of {config["corrects"]}')
+    weights, factors = net.state_dict(), load_file(folder/'correction.safetensors')
+    for key in dict.fromkeys(k.removesuffix('.up').removesuffix('.down') for k in factors):
+        change = factors[key] if key in factors else factors[f'{key}.up'].float() @ factors[f'{key}.down'].float()
+        weights[key] += change.float().view_as(weights[key])
     return net.eval()

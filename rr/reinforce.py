@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from .core import atomic_path, psnr, seeded
+from .core import atomic_path, processes, psnr, rank, seeded, total
 from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .flow import Predictions, charbonnier, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise
-from .rl import GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, processes, rank, sample_group, severity_reward, total, train_lora
+from .rl import GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group, severity_reward, train_lora
 
 # %% ../nbs/17_reinforce.ipynb #17-006
 @dataclass
@@ -228,14 +228,14 @@ class Run:
     def __init__(self,
         trainer:GRPO,  # or `DiffusionNFT`
         stream:PairStream,  # its first pairs are the pool
-        diagnose,  # list of photos -> list of diagnoses, as `Reasoner.diagnose`
+        diagnose,  # list of photos -> list of diagnoses, as `Reasoner.diagnose`; None: the trainer is told the truth
         folder:Path|str,  # checkpoint.pt, log.jsonl, diagnoses.jsonl
         settings:RunSettings=None,
     ):
         self.trainer, self.stream, self.folder, self.settings = trainer, stream, Path(folder), settings or RunSettings()
         if self.settings.photos % processes(): raise ValueError(f'{self.settings.photos} photos cannot be shared evenly by {processes()} processes')
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.predict = Predictions(diagnose, self.folder / f'diagnoses{rank() or ""}.jsonl')
+        self.predict = diagnose and Predictions(diagnose, self.folder / f'diagnoses{rank() or ""}.jsonl')
         self.curriculum = Curriculum(self.settings.pool, self.settings.hardness)
         if self.checkpoint.exists(): self.resume()
         trainer.log = self.folder / 'log.jsonl'
@@ -270,7 +270,8 @@ class Run:
         members = self.curriculum.draw(s.photos, seeded(1_000_003 * s.seed + number))
         share = members[rank() * s.photos // processes():(rank() + 1) * s.photos // processes()]
         pairs = [self.stream[i] for i in share]
-        record = self.trainer.update([p.degraded.clamp(0, 1) for p in pairs], self.predict(pairs), [p.clean for p in pairs])
+        told = self.predict(pairs) if self.predict else [p.diagnosis for p in pairs]
+        record = self.trainer.update([p.degraded.clamp(0, 1) for p in pairs], told, [p.clean for p in pairs])
         left = torch.zeros(s.photos)
         for i, value in enumerate(self.left()): left[rank() * len(share) + i] = value
         self.curriculum.saw(members, total(left))

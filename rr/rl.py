@@ -8,8 +8,8 @@ __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_ste
            'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
            'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
            'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'window_at', 'sample_group', 'at_size',
-           'step_divergence', 'normalised_log_ratio', 'step_weights', 'group_gradient', 'rank', 'processes', 'total',
-           'GRPO', 'check_trainer', 'train_lora', 'lora_off', 'without_lora']
+           'step_divergence', 'normalised_log_ratio', 'step_weights', 'group_gradient', 'GRPO', 'check_trainer',
+           'train_lora', 'lora_off', 'without_lora']
 
 # %% ../nbs/11_rl.ipynb #11-003
 import json, math, time
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .core import seeded
+from .core import processes, rank, seeded, total
 from .degrade import KINDS
 from .restorer import FlowPolicy, draw_noise
 
@@ -489,20 +489,6 @@ def group_gradient(
                 clipped=(off > config.clip).float().mean().item())
 
 # %% ../nbs/11_rl.ipynb #11-073
-def rank() -> int:
-    "Number of this process, from 0."
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
-
-def processes() -> int:
-    "How many processes share the work."
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
-
-def total(value:torch.Tensor) -> torch.Tensor:
-    "The sum of `value` over all processes."
-    if processes() > 1: torch.distributed.all_reduce(value)
-    return value
-
-# %% ../nbs/11_rl.ipynb #11-075
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     compares = True  # restorations of a photo with each other, so that there must be two or more
@@ -584,7 +570,7 @@ class GRPO:
         self.optimizer.load_state_dict(state['optimizer'])
         self.history = list(state['history'])
 
-# %% ../nbs/11_rl.ipynb #11-076
+# %% ../nbs/11_rl.ipynb #11-074
 def check_trainer(trainer:GRPO):
     "ValueError for settings with which nothing could be learned."
     c = trainer.config
@@ -593,7 +579,7 @@ def check_trainer(trainer:GRPO):
         raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
     if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')
 
-# %% ../nbs/11_rl.ipynb #11-087
+# %% ../nbs/11_rl.ipynb #11-085
 def train_lora(
     policy:FlowPolicy,  # its network is frozen, and gets the LoRA
     rank:int=8,

@@ -200,7 +200,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     script.write_text("""
 import sys, torch
 from accelerate import PartialState
-from rr.rl import processes, rank
+from rr.core import processes, rank
 from test_reinforce import GRPO, DiffusionNFT, make_run
 torch.set_num_threads(1); PartialState(cpu=True)
 open(f'{sys.argv[1]}-{rank()}-of-{processes()}', 'w').close()

@@ -1,17 +1,19 @@
 "The training loops learn, resume after a kill without losing a step, and mask what must not be learnt."
-import json, shutil, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
-from rr.core import asset, bundled_photos, seeded
+from rr.core import asset, bundled_photos, read_photo, seeded
 from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, head_loss, run_trainer,
     rehearse, sample_texts, see, severity_columns, stack_views, weighted_loss)
-from rr.flow import (FlowBatches, FlowTrainer, FlowTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
-    with_alarms, with_predictions, with_text)
+from rr.flow import learning_rate as flow_rate
+from rr.restorer import QwenRestorer, add_lora, tiny_qwen_pipeline
+from rr.flow import (EncodedPairs, FlowBatches, FlowTrainer, FlowTraining, LoraTrainer, LoraTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
+    encode_pairs, velocity_loss, with_alarms, with_predictions, with_text)
 from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, first_guesses, nano_image_processor, load_nano_reasoner, nano_processor, nano_reasoner_config,
     nano_views, train_tokenizer)
 from rr.diagnosis import Scene
@@ -210,6 +212,113 @@ def test_training_on_predictions_asks_the_shipped_reasoner(tmp_path, capsys):
     with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--predicted', '.5'])
     with pytest.raises(SystemExit): main([str(PHOTOS), str(tmp_path/'x'), '--reasoner', str(asset('nano-reasoner')), '--predicted', '.5', '--size', '4096'])
     assert 'no photo has 4096 pixels' in capsys.readouterr().err
+
+def test_samples_are_drawn_with_every_report(tmp_path):
+    torch.manual_seed(0)
+    stream = PairStream(clean_photos(PHOTOS), 96)
+    pairs = [stream[0], stream[1]]
+    trainer = FlowTrainer(small_net(), stream, tmp_path, FlowTraining(minutes=1e-9, pairs=2, patch=32), samples=pairs)
+    trainer.fit()
+    grid = read_photo(tmp_path/'samples.png').image
+    assert grid.shape == (3, 192, 288)
+    for i, p in enumerate(pairs):
+        row = grid[:, 96 * i:96 * (i + 1)]
+        assert (row[..., :96] - p.degraded.clamp(0, 1)).abs().max() < .01 and (row[..., 192:] - p.clean).abs().max() < .01
+
+TOGETHER = """
+import sys, torch
+from accelerate import PartialState
+from rr.core import processes, rank
+from rr.data import PairStream
+from rr.flow import FlowTrainer, FlowTraining
+from test_training import PHOTOS, clean_photos, small_net
+torch.set_num_threads(1); PartialState(cpu=True)
+torch.manual_seed(0)
+trainer = FlowTrainer(small_net(), PairStream(clean_photos(PHOTOS), 64), sys.argv[1], FlowTraining(minutes=60, pairs=2, patch=32))
+for _ in range(3): trainer.train_step()
+trainer.save(); trainer.report()
+torch.save([p.detach() for p in trainer.net.parameters()], f'{sys.argv[1]}/{rank()}-of-{processes()}.pt')
+"""
+
+def test_two_processes_take_the_step_of_their_mean_gradient(tmp_path):
+    script = tmp_path/'job.py'
+    script.write_text(TOGETHER)
+    env = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script, tmp_path], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (torch.load(tmp_path/f'{i}-of-2.pt') for i in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second)), 'both hold the same weights'
+    torch.manual_seed(0)
+    net, settings = small_net(), FlowTraining(minutes=60, pairs=2, patch=32)
+    optimizer, batches = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay), FlowBatches(PairStream(clean_photos(PHOTOS), 64), settings)
+    net.train()
+    for step in range(3):
+        optimizer.zero_grad()
+        for i in (2 * step, 2 * step + 1): (flow_loss(net, batches(i)[0], seeded(2**31 + i)) / 2).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
+        for group in optimizer.param_groups: group['lr'] = flow_rate(settings, 0.)
+        optimizer.step()
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(first, net.parameters()))
+    assert len((tmp_path/'log.jsonl').read_text().splitlines()) == 1, 'only the first process writes'
+
+def qwen_lora(folder, **settings):
+    torch.manual_seed(0)
+    restorer = QwenRestorer(tiny_qwen_pipeline(), pixels=64 * 64, negative_prompt=None)
+    add_lora(restorer.policy.module, rank=4, alpha=8)
+    stream = PairStream(clean_photos(PHOTOS), 64, Recipe(min_kinds=1))
+    encode_pairs(restorer.policy, [stream[i] for i in range(3)], folder/'pairs')
+    return restorer, LoraTrainer(restorer.policy, EncodedPairs(folder/'pairs'), folder, LoraTraining(**(dict(steps=4, accumulate=2, learning_rate=3e-3, save_every=2) | settings)))
+
+def test_encoded_pairs_are_what_the_policy_says_and_are_made_once(tmp_path):
+    restorer, trainer = qwen_lora(tmp_path)
+    stream = PairStream(clean_photos(PHOTOS), 64, Recipe(min_kinds=1))
+    clean, cond = trainer.pairs[1]
+    want = restorer.policy.condition(stream[1].degraded[None].clamp(0, 1), [stream[1].diagnosis])
+    assert torch.allclose(clean, restorer.policy.encode(stream[1].clean[None])) and torch.allclose(cond.photo_tokens, want.photo_tokens) and torch.allclose(cond.text, want.text)
+    assert len(trainer.pairs) == 3 and cond.negative is None
+    times = [p.stat().st_mtime_ns for p in trainer.pairs.files]
+    encode_pairs(None, [None] * 3, tmp_path/'pairs')  # nothing is left to do
+    assert times == [p.stat().st_mtime_ns for p in trainer.pairs.files]
+    with pytest.raises(FileNotFoundError, match='no encoded pairs'): EncodedPairs(tmp_path/'none')
+
+def test_the_exact_velocity_has_no_loss():
+    from rr.rl import GaussianFlow
+    class Straight(GaussianFlow):
+        def velocity(self, x, t, cond): return (x - self.goal) / t.view(-1, 1)
+    policy = Straight()
+    policy.goal = torch.randn(5, 4, generator=seeded(0))
+    t, noise = torch.linspace(.1, 1, 5), torch.randn(5, 4, generator=seeded(1))
+    assert velocity_loss(policy, policy.goal, None, t, noise).max() < 1e-9
+    policy.velocity = lambda x, t, cond: (x - policy.goal) / t.view(-1, 1) + 1
+    assert torch.allclose(velocity_loss(policy, policy.goal, None, t, noise), torch.ones(5), atol=1e-5)
+
+def test_a_lora_of_the_large_restorer_learns_and_nothing_else_moves(tmp_path):
+    restorer, trainer = qwen_lora(tmp_path, steps=60)
+    frozen = {n: p.clone() for n, p in restorer.policy.module.named_parameters() if not p.requires_grad}
+    losses = [trainer.train_step() for _ in range(60)]
+    assert sum(losses[-15:]) < sum(losses[:15]) * .97
+    assert all(torch.equal(p, frozen[n]) for n, p in restorer.policy.module.named_parameters() if n in frozen)
+
+def test_a_killed_lora_run_ends_where_it_would_have_ended(tmp_path):
+    _, whole = qwen_lora(tmp_path/'whole')
+    whole.fit()
+    _, cut = qwen_lora(tmp_path/'cut')
+    for _ in range(3):  # killed after three updates, the checkpoint is that of the second
+        cut.train_step()
+        if cut.step == 2: cut.save()
+    _, again = qwen_lora(tmp_path/'cut')
+    assert again.step == 2
+    again.fit()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters, whole.parameters))
+
+def test_the_command_tunes_a_large_restorer_from_its_folder(tmp_path):
+    from rr.flow import main
+    tiny_qwen_pipeline().save_pretrained(tmp_path/'qwen')
+    args = [str(PHOTOS), str(tmp_path/'out'), '--restorer', str(tmp_path/'qwen'), '--rank', '2', '--steps', '2', '--pairs', '1', '--pool', '2', '--size', '64', '--pixels', str(64 * 64)]
+    main(args)
+    tuned = QwenRestorer.from_pretrained(tmp_path/'qwen', device='cpu', lora=tmp_path/'out'/'lora', pixels=64 * 64, negative_prompt=None)
+    assert any('lora' in n for n, _ in tuned.policy.module.named_parameters())
+    assert json.loads((tmp_path/'out'/'log.jsonl').read_text().splitlines()[-1])['step'] == 2
 
 def test_a_tower_judges_as_its_trainer_measured(tmp_path):
     torch.manual_seed(0)
