@@ -34,7 +34,7 @@ from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, c
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
 from .reasoner import expected as expected_value, for_kinds, spread
-from .restorer import NanoRestorer
+from .restorer import NanoRestorer, measured
 from .severity import Table, center_crop
 
 # %% ../nbs/14_evaluate.ipynb #14-008
@@ -795,10 +795,11 @@ class Evaluation:
         return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried, **own))
 
     def diagnosis(self, pair:Pair, condition:Condition)->Diagnosis:
-        "What the reasoner says: from its record if there is one."
-        known = self.log.get('reasoner', condition.name, pair.name, self.settings('reasoner', condition))
-        if known is None: return self.pipeline.reasoner.reply([pair.degraded.clamp(0, 1)])[0].diagnosis
-        return parse_cot(known['cot']).diagnosis if known['valid'] else Diagnosis()
+        "What the restorer is told: what the reasoner says, from its record if there is one, with what can be measured on the photo."
+        known, photo = self.log.get('reasoner', condition.name, pair.name, self.settings('reasoner', condition)), pair.degraded.clamp(0, 1)
+        if known is None: stated = self.pipeline.reasoner.reply([photo])[0].diagnosis
+        else: stated = parse_cot(known['cot']).diagnosis if known['valid'] else Diagnosis()
+        return measured(photo, stated)
 
     def record(self, section:str, condition:Condition, name:str, make_pair:Callable)->dict:
         "The record of one photo: from the log, or made now."

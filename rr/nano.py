@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONES', 'QUANTILES', 'TOWER_WIDTHS', 'TOWER_DEPTHS',
            'SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'COLUMN', 'SEVERITIES', 'NOISE_RANGE', 'DETAIL', 'KNEE', 'BOLD',
-           'CAREFUL', 'GLANCE', 'texture_map', 'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median',
-           'block_spectra', 'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer',
-           'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
-           'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'time_embedding', 'TextPool',
+           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'GLANCE', 'texture_map', 'windows_of', 'nano_views',
+           'unpatchify', 'TowerBlock', 'row_median', 'block_spectra', 'tone_statistics', 'Gist', 'NanoTower',
+           'nano_image_processor', 'train_tokenizer', 'nano_processor', 'nano_reasoner_config', 'tower_shape',
+           'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner', 'read_blur', 'seamless', 'wiener',
+           'first_guesses', 'mean_power', 'kernel_power', 'misfit', 'measure_blur', 'time_embedding', 'TextPool',
            'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'save_nano_restorer',
            'load_nano_restorer', 'weights_mark', 'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import hashlib, json, math
+from functools import lru_cache
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -359,7 +361,69 @@ def first_guesses(
         if vector[COLUMN['rain severity']] > 0: guess[6:] = row_median(image) - image
     return guesses
 
-# %% ../nbs/06_nano.ipynb #06-037
+# %% ../nbs/06_nano.ipynb #06-038
+TILE = 64  # side of the windows whose spectra are averaged, pixels
+KERNEL_WIDTHS = tuple(.4 * 1.15 ** i for i in range(21))  # 0.4 to 6.5 pixels
+KERNEL_SHAPES = (('gaussian', 0, 0), ('defocus', 0, 0), *(('linear', a, 0) for a in range(0, 180, 15)),
+                 *(('curved', a, c) for a in range(0, 180, 15) for c in (75, 110, 145)))  # type, angle, curvature: degrees
+
+def mean_power(
+    image:Tensor,  # (3, H, W), sides of 64 or more
+) -> Tensor:  # (64, 33)
+    "Power spectrum of the photo's brightness, averaged over windows of 64 x 64 that overlap by half; of a large photo only the middle."
+    h, w = image.shape[-2:]
+    top, left = max(0, h - 1024) // 2, max(0, w - 1024) // 2
+    grey, window = image[:, top:top + 1024, left:left + 1024].mean(0), torch.hann_window(TILE, device=image.device)
+    tiles = grey.unfold(0, TILE, TILE // 2).unfold(1, TILE, TILE // 2).flatten(0, 1)
+    return torch.fft.rfft2((tiles - tiles.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square().mean(0)
+
+@lru_cache(maxsize=4096)
+def kernel_power(type:str, sigma:float, angle:float, curvature:float) -> Tensor:  # (64, 33)
+    "Squared frequency response of a blur, at the frequencies of `mean_power`."
+    kernel = blur_kernel(dict(type=type, sigma=sigma, angle=angle, curvature=curvature))
+    n = TILE * math.ceil(max(2, kernel.shape[-1] / TILE))
+    padded = F.pad(kernel, (0, n - kernel.shape[-1], 0, n - kernel.shape[-1]))
+    return torch.fft.rfft2(padded).abs().square()[::n // TILE, ::n // TILE]
+
+def misfit(
+    log_power:Tensor, log_frequency:Tensor,  # (n,)
+    log_response:Tensor,  # (C, n) of C kernels
+    slope:float=2.4, spread:float=.35,  # expected power of the law, and how far photos are from it
+) -> Tensor:  # (C,)
+    "What a power law behind each kernel leaves unexplained: mean absolute log-ratio, every ring of frequencies counting alike, and a penalty for unusual slopes."
+    weight = (-log_frequency).exp() / (-log_frequency).exp().sum()
+    x, rest = log_frequency - (log_frequency * weight).sum(), log_power - log_response
+    rest, firm = rest - (rest * weight).sum(-1, keepdim=True), .005 / spread ** 2
+    alpha = (firm * slope - (weight * x * rest).sum(-1, keepdim=True)) / ((weight * x * x).sum() + firm)
+    return (weight * (rest + alpha * x).abs().clamp(max=2)).sum(-1) + .02 * ((alpha[..., 0] - slope) / spread) ** 2
+
+# %% ../nbs/06_nano.ipynb #06-039
+@torch.no_grad()
+def measure_blur(
+    image:Tensor,  # (3, H, W) in [0, 1], blurred
+    told:dict,  # parameters of `Blur` as a reasoner states them; of these, `sigma` counts a little
+    trust:float=.02,  # weight of the distance to the stated width
+    worst:float=1.5,  # misfit of a kernel that explains nothing
+) -> dict|None:  # parameters of `Blur`; None: the photo does not say
+    "The kernel that fits the photo's spectrum best."
+    if min(image.shape[-2:]) < 2 * TILE: return None
+    power = mean_power(image.float().cpu())
+    frequency = torch.hypot(torch.fft.fftfreq(TILE)[:, None], torch.fft.rfftfreq(TILE))
+    use = (frequency > .04) & (frequency < .45) & (power > 6 * power[frequency > .42].quantile(.1))  # above the noise
+    if use.sum() < 200: return None
+    y, x = power[use].log(), frequency[use].log()
+    def costs(kernels):
+        response = torch.stack([kernel_power(*k)[use] for k in kernels])
+        far = torch.tensor([math.log(k[1] / max(told['sigma'], .1)) for k in kernels])
+        return misfit(y, x, (response + 1e-5).log()) + trust * (far / .35) ** 2
+    best = lambda kernels: kernels[int(costs(kernels).argmin())]
+    shape, width, angle, curvature = best([(s, w, a, c) for s, a, c in KERNEL_SHAPES for w in KERNEL_WIDTHS])
+    turns, bends = (-5, 0, 5) if angle or shape in ('linear', 'curved') else (0,), (-15, 0, 15) if shape == 'curved' else (0,)
+    found = best([(shape, width * 1.02 ** i, (angle + t) % 180, curvature + b) for i in range(-5, 6) for t in turns for b in bends])
+    if costs([found]) > worst: return None
+    return {k: v for k, v in zip(('type', 'sigma', 'angle', 'curvature'), found) if k in ('type', 'sigma') or v or k == 'angle' and shape in ('linear', 'curved')}
+
+# %% ../nbs/06_nano.ipynb #06-042
 def time_embedding(t:Tensor, size:int=64) -> Tensor:  # (B,) -> (B, size)
     "Sines and cosines of the flow time."
     frequency = torch.exp(torch.linspace(0, math.log(100), size // 2, device=t.device))
@@ -381,7 +445,7 @@ class TextPool(nn.Module):
         if mask is not None: score = score.masked_fill(~mask[:, None].bool(), -1e4)
         return self.out(torch.einsum('bqt,btd->bqd', score.softmax(-1), text).flatten(1))
 
-# %% ../nbs/06_nano.ipynb #06-038
+# %% ../nbs/06_nano.ipynb #06-043
 class FiLMBlock(nn.Module):
     "Residual block whose channels are scaled and shifted by the condition."
     def __init__(self, channels:int, cond_size:int):
@@ -398,7 +462,7 @@ class FiLMBlock(nn.Module):
         y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x + self.conv2(F.silu(self.conv1(y) * (1 + scale) + shift))
 
-# %% ../nbs/06_nano.ipynb #06-040
+# %% ../nbs/06_nano.ipynb #06-045
 GLANCE = 64  # side of the small picture of the whole photo, pixels
 
 def glance_at(photo:Tensor) -> Tensor:  # (B, 3, H, W) -> (B, 3, 64, 64)
@@ -418,7 +482,7 @@ class Glance(nn.Module):
         x = self.body((small * 4 - 2).to(memory_format=torch.channels_last)).flatten(2)
         return self.mlp(torch.cat([x.mean(2), x.amax(2), numbers, tone_statistics(small) * 4 - 2], -1))
 
-# %% ../nbs/06_nano.ipynb #06-042
+# %% ../nbs/06_nano.ipynb #06-047
 class Survey(nn.Module):
     "A map of the whole photo, small: what a patch cannot see because it does not know where it lies."
     def __init__(self, cond_size:int, out_size:int=16, widths:tuple[int, int, int]=(24, 48, 96)):
@@ -440,7 +504,7 @@ class Survey(nn.Module):
         b = self.blocks[4](F.pixel_shuffle(self.grow[0](c), 2) + b, cond)
         return self.out(self.blocks[5](F.pixel_shuffle(self.grow[1](b), 2) + a, cond))
 
-# %% ../nbs/06_nano.ipynb #06-043
+# %% ../nbs/06_nano.ipynb #06-048
 def cut_map(
     maps:Tensor,  # (B, C, h, w) of whole photos
     place:Tensor,  # (B, 4) top, left, bottom, right of the part that is wanted, as shares of the photo
@@ -453,7 +517,7 @@ def cut_map(
     grid = F.affine_grid(theta, (*maps.shape[:2], *size), align_corners=False)
     return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
-# %% ../nbs/06_nano.ipynb #06-046
+# %% ../nbs/06_nano.ipynb #06-051
 class NanoRestorerNet(nn.Module):
     "Half-resolution U-Net that predicts the correction to a damaged photo."
     def __init__(self,
@@ -524,7 +588,7 @@ class NanoRestorerNet(nn.Module):
         weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))
         return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
 
-# %% ../nbs/06_nano.ipynb #06-050
+# %% ../nbs/06_nano.ipynb #06-055
 def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
     "Write configuration and half-precision weights."
     from safetensors.torch import save_file
@@ -545,7 +609,7 @@ def load_nano_restorer(
     net.load_state_dict({k: v.float() for k, v in load_file(folder/'model.safetensors').items()})
     return net.eval()
 
-# %% ../nbs/06_nano.ipynb #06-053
+# %% ../nbs/06_nano.ipynb #06-058
 def weights_mark(net:NanoRestorerNet) -> str:
     "A fingerprint of the weights in half precision, as they are saved."
     digest = hashlib.sha256()

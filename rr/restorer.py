@@ -6,10 +6,10 @@
 __all__ = ['logger', 'INSTRUCTION', 'OFFLOADS', 'PARTS', 'BYTE_SPECIALS', 'LORA_TARGETS', 'RestorerError', 'one_line_errors',
            'FlowPolicy', 'draw_noise', 'check_steps', 'euler', 'pad_to_multiple', 'NanoCondition', 'NanoFlowPolicy',
            'tile_spans', 'tile_weights', 'blend_tiles', 'check_pairs', 'Restorer', 'CotReader', 'NanoRestorer',
-           'restoration_prompt', 'fit_prompt', 'working_size', 'QwenLatents', 'QwenCondition', 'stack_texts',
-           'read_prompts', 'qwen_times', 'guide', 'QwenFlowPolicy', 'PartMemory', 'part_memory', 'MemoryPlan',
-           'free_memory', 'memory_plan', 'find_configs', 'missing_weights', 'meta_parts', 'full_size_parts',
-           'pipeline_class', 'load_pipeline', 'QwenRestorer', 'byte_processor', 'tiny_text_encoder',
+           'measured', 'restoration_prompt', 'fit_prompt', 'working_size', 'QwenLatents', 'QwenCondition',
+           'stack_texts', 'read_prompts', 'qwen_times', 'guide', 'QwenFlowPolicy', 'PartMemory', 'part_memory',
+           'MemoryPlan', 'free_memory', 'memory_plan', 'find_configs', 'missing_weights', 'meta_parts',
+           'full_size_parts', 'pipeline_class', 'load_pipeline', 'QwenRestorer', 'byte_processor', 'tiny_text_encoder',
            'tiny_qwen_pipeline', 'add_lora', 'save_lora']
 
 # %% ../nbs/09_restorer.ipynb #09-002
@@ -24,8 +24,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import autocast, has_bf16, pick_device, seeded, to_pil
-from .diagnosis import Diagnosis, diagnosis_vectors
-from .nano import glance_at
+from .degrade import DEGRADATIONS, severity_of, strength
+from .diagnosis import Diagnosis, diagnosis_vectors, written_value
+from .nano import glance_at, measure_blur
 
 logger = logging.getLogger('rr.restorer')
 
@@ -370,7 +371,22 @@ class NanoRestorer(Restorer):
         if height * width <= self.tile ** 2: return run(slice(None), slice(None))[:, :h, :w]
         return blend_tiles(run, height, width, self.tile, self.overlap, self.overlap // 4)[:, :h, :w]
 
-# %% ../nbs/09_restorer.ipynb #09-071
+# %% ../nbs/09_restorer.ipynb #09-041
+def measured(
+    image:torch.Tensor,  # (3,H,W) in [0,1], the damaged photo
+    diagnosis,  # a reasoner's `Diagnosis` of it
+):  # `Diagnosis`, the same object where nothing was measured
+    "The diagnosis with the kernel of its blur as the photo's spectrum shows it, and the severity that belongs to that kernel."
+    finding = diagnosis.findings.get('blur')
+    if not finding or finding.region: return diagnosis  # a spectrum is of the whole photo
+    stated = finding.parameters | dict(sigma=finding.parameters.get('sigma', strength('blur', finding.severity)['sigma']))
+    if (found := measure_blur(image, stated)) is None: return diagnosis
+    known = {p.name: p for p in DEGRADATIONS['blur'].parameters}
+    values = {k: v if k == 'type' else written_value(known[k], v) for k, v in found.items()}
+    severity = min(max(round(severity_of('blur', 'sigma', found['sigma'])), 1), 100)
+    return replace(diagnosis, findings=diagnosis.findings | {'blur': replace(finding, severity=severity, parameters=values)})
+
+# %% ../nbs/09_restorer.ipynb #09-073
 INSTRUCTION = ('Restore this photo: remove the damage listed below and nothing else. Same scene, same framing, same '
                'colours and textures, every object in its place; add nothing.')
 
@@ -395,7 +411,7 @@ def fit_prompt(
     while len(tokenizer(cut := tokenizer.decode(ids[:keep]))['input_ids']) > max_tokens: keep -= 1
     return cut.rstrip('\ufffd')
 
-# %% ../nbs/09_restorer.ipynb #09-074
+# %% ../nbs/09_restorer.ipynb #09-076
 def working_size(
     height:int, width:int,  # of the photo
     pixels:int=1024 * 1024,  # area to work at
@@ -408,7 +424,7 @@ def working_size(
     wide = math.sqrt(pixels * ratio)
     return tuple(max(1, round(n / multiple)) * multiple for n in (wide / ratio, wide))
 
-# %% ../nbs/09_restorer.ipynb #09-077
+# %% ../nbs/09_restorer.ipynb #09-079
 class QwenLatents:
     "The image side of a Qwen-Image-Edit pipeline: images to latents to tokens, and back."
     def __init__(self, pipeline, pixels:int): self.pipeline, self.pixels = pipeline, pixels  # pixels: area to work at
@@ -445,7 +461,7 @@ class QwenLatents:
         scale = self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(tokens, *(n * scale for n in like.shape[-2:]), scale)[:, :, 0]
 
-# %% ../nbs/09_restorer.ipynb #09-079
+# %% ../nbs/09_restorer.ipynb #09-081
 @dataclass
 class QwenCondition:
     "What the Qwen transformer is given beside `x` and `t`."
@@ -480,7 +496,7 @@ def read_prompts(
         pairs.append(pipeline.encode_prompt(prompt=prompt, image=[seen], device=pipeline._execution_device))
     return stack_texts(pairs)
 
-# %% ../nbs/09_restorer.ipynb #09-081
+# %% ../nbs/09_restorer.ipynb #09-083
 def qwen_times(
     scheduler,  # FlowMatchEulerDiscreteScheduler of the model
     steps:int,
@@ -504,7 +520,7 @@ def guide(
     guided = away + scale * (v - away)
     return guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
-# %% ../nbs/09_restorer.ipynb #09-083
+# %% ../nbs/09_restorer.ipynb #09-085
 class QwenFlowPolicy(FlowPolicy):
     "The flow `noise -> clean latents` of Qwen-Image-Edit; the photo is given as extra tokens."
     def __init__(self,
@@ -559,7 +575,7 @@ class QwenFlowPolicy(FlowPolicy):
                           img_shapes=[[grid, grid]] * len(x), return_dict=False)[0]
         return out[:, :tokens.shape[1]]
 
-# %% ../nbs/09_restorer.ipynb #09-085
+# %% ../nbs/09_restorer.ipynb #09-087
 OFFLOADS = ('none', 'model', 'group', 'sequential')
 PARTS = ('transformer', 'text_encoder', 'vae')
 
@@ -589,7 +605,7 @@ def part_memory(
     return PartMemory(sum(p.numel() for p in module.parameters()), round(total(module)), round(max(blocks, default=0)),
                       round(total(module) - sum(blocks)), round(max(size(m) for m in module.modules())))
 
-# %% ../nbs/09_restorer.ipynb #09-086
+# %% ../nbs/09_restorer.ipynb #09-088
 @dataclass(frozen=True)
 class MemoryPlan:
     "What the weights of a pipeline need, before they are loaded; the images being worked on come on top."
@@ -614,7 +630,7 @@ class MemoryPlan:
                     f"{name}: the weights need {need / 1e9:.1f} GB of memory on '{place.type}', "
                     f"{free / 1e9:.1f} GB are free: use a larger machine, quantize='4bit', offload='model' (with a GPU), or the restorer 'nano'")
 
-# %% ../nbs/09_restorer.ipynb #09-087
+# %% ../nbs/09_restorer.ipynb #09-089
 def free_memory(device:torch.device) -> int:  # bytes
     "Memory that is free on `device` now."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
@@ -631,7 +647,7 @@ def memory_plan(
         raise RestorerError(f"got quantize={quantize!r}; expected None, '8bit' or '4bit'")
     return MemoryPlan({k: part_memory(m, dtype, None if k == 'vae' else quantize) for k, m in modules.items()})
 
-# %% ../nbs/09_restorer.ipynb #09-089
+# %% ../nbs/09_restorer.ipynb #09-091
 def find_configs(
     name,  # folder or hub id
 ) -> Path:  # folder with model_index.json and the config of every part
@@ -648,7 +664,7 @@ def find_configs(
     if missing: raise RestorerError(f'{name}: incomplete, files missing in {", ".join(missing)}: download it again')
     return folder
 
-# %% ../nbs/09_restorer.ipynb #09-090
+# %% ../nbs/09_restorer.ipynb #09-092
 def missing_weights(folder:Path) -> list[str]:
     "Weight files that a part's index names and that are not there; the usual name if there is none at all."
     if indexes := list(folder.glob('*.safetensors.index.json')):
@@ -668,7 +684,7 @@ def meta_parts(
         return {'transformer': build(QwenImageTransformer2DModel, 'transformer'),
                 'vae': build(AutoencoderKLQwenImage, 'vae'), 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-091
+# %% ../nbs/09_restorer.ipynb #09-093
 def full_size_parts() -> dict:  # part -> module without memory
     "The networks of Qwen-Image-Edit in their published shape, on the `meta` device; needs no file of theirs."
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -681,7 +697,7 @@ def full_size_parts() -> dict:  # part -> module without memory
         return {'transformer': QwenImageTransformer2DModel(), 'vae': AutoencoderKLQwenImage(),
                 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-097
+# %% ../nbs/09_restorer.ipynb #09-099
 def pipeline_class(folder:Path):
     "The pipeline class that model_index.json names."
     import diffusers
@@ -690,7 +706,7 @@ def pipeline_class(folder:Path):
         raise RestorerError(f'{folder.name}: got a {name}; expected a model such as Qwen/Qwen-Image-Edit-2509')
     return getattr(diffusers, name)
 
-# %% ../nbs/09_restorer.ipynb #09-098
+# %% ../nbs/09_restorer.ipynb #09-100
 def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     "The pipeline with its weights, placed as `offload` says."
     options = {}
@@ -709,7 +725,7 @@ def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     else: pipeline.enable_group_offload(device, num_blocks_per_group=1, use_stream=device.type == 'cuda')
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-099
+# %% ../nbs/09_restorer.ipynb #09-101
 class QwenRestorer(Restorer):
     "Qwen-Image-Edit through its `diffusers` pipeline."
     default_steps = 40
@@ -770,7 +786,7 @@ class QwenRestorer(Restorer):
         self.pipeline.maybe_free_model_hooks()
         return F.interpolate(made, image.shape[-2:], mode='bicubic', antialias=True)[0].clamp(0, 1)
 
-# %% ../nbs/09_restorer.ipynb #09-101
+# %% ../nbs/09_restorer.ipynb #09-103
 BYTE_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>',
                   '<|image_pad|>', '<|video_pad|>')
 
@@ -782,7 +798,7 @@ def byte_processor():
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=list(BYTE_SPECIALS[1:]))
     return Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
 
-# %% ../nbs/09_restorer.ipynb #09-102
+# %% ../nbs/09_restorer.ipynb #09-104
 def tiny_text_encoder(tokenizer):
     "A stock Qwen2.5-VL with two layers of 16 channels and random weights."
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -796,7 +812,7 @@ def tiny_text_encoder(tokenizer):
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'),
         vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>')))
 
-# %% ../nbs/09_restorer.ipynb #09-103
+# %% ../nbs/09_restorer.ipynb #09-105
 def tiny_qwen_pipeline(
     plus:bool=True,  # as Qwen-Image-Edit-2509 and 2511; False: as the first Qwen-Image-Edit
     zero_cond_t:bool=False,  # True as in 2511: the photo's tokens are told t = 0
@@ -823,7 +839,7 @@ def tiny_qwen_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-112
+# %% ../nbs/09_restorer.ipynb #09-114
 LORA_TARGETS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 
 def add_lora(

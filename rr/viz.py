@@ -306,6 +306,7 @@ def restoration_html(
     photos = [figure_html(photo, caption, trace.name, longest)
               for photo, caption in ((trace.photo, 'as it came in'), (trace.restored, outcome))]
     edited = '<p class="note">The diagnosis was edited before restoration.</p>' if trace.edited else ''
+    if getattr(trace, 'measured', ''): edited += f'<p class="note">{escape(trace.measured)}</p>'
     stages = stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities, seconds=line_seconds(trace.reply))
     bars = '<p>Expected severity, a mean over the digits that the reasoner considered:</p>'
     bars += bars_html(trace.severity_before, trace.severity_after)

@@ -198,7 +198,9 @@ class WhatIf(widgets.VBox):
             pipeline = ReasonRestore.from_pretrained()
         self.restorer, self.photo = pipeline.restorer, shrink(photo, longest)
         self.reply = pipeline.reasoner.reply([self.photo])[0]
-        self.diagnosis, self.following = self.reply.diagnosis, False
+        from rr.restorer import measured
+        self.told, self.following = measured(self.photo, self.reply.diagnosis), False
+        self.diagnosis = self.told
         self.sliders = {k: widgets.IntSlider(self.diagnosis.severity(k), 0, 100, description=k, continuous_update=False)
                         for k in getattr(pipeline.reasoner, 'kinds', KINDS)}
         self.text = widgets.Textarea(continuous_update=False, layout={'width': '98%', 'height': '6rem'})
@@ -207,7 +209,7 @@ class WhatIf(widgets.VBox):
         self._cached = lru_cache(32)(self._restore)
         for slider in self.sliders.values(): slider.observe(self.from_sliders, 'value')
         self.text.observe(self.from_text, 'value')
-        self.reset.on_click(lambda button: self.use(self.reply.diagnosis))
+        self.reset.on_click(lambda button: self.use(self.told))
         self.use(self.diagnosis)
         photos = widgets.HBox([Picture(self.photo, 'the photo as it came in'), self.restored])
         super().__init__([widgets.HBox([widgets.VBox([*self.sliders.values(), self.reset, self.busy]), photos]), self.text, self.note])

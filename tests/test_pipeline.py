@@ -81,6 +81,22 @@ def test_nano_makes_the_bundled_photo_better(nano):
     assert torch.equal(nano(damaged_photo()).restored.image, result.restored.image)
 
 
+def test_the_kernel_of_a_blur_is_measured_before_restoring(nano):
+    from rr.degrade import degrade
+    clean = read_photo(bundled_photos()['colosseum']).image
+    blurred = degrade(clean, {'blur': 60}, seed=4)
+    result, true = nano(blurred.image), blurred.parameters['blur']['sigma']
+    stated, told = (d.findings['blur'].parameters['sigma'] for d in (result.reply.diagnosis, result.before))
+    assert abs(told - true) < .06 * true and 'measured' in result.measured and str(stated) in result.measured
+    assert 'measured on the photo' in result.trace_html()
+    plain = nano(blurred.image, edit=result.reply.diagnosis)
+    assert plain.measured == '' and plain.before == result.reply.diagnosis, 'what a user states is not overruled'
+    assert psnr(result.restored.image, clean) > psnr(plain.restored.image, clean) + .5
+    seen = []
+    nano(blurred.image, edit=lambda d: seen.append(d) or d)
+    assert seen == [result.before]
+
+
 def test_nano_parts_share_one_language_model(nano):
     assert nano.restorer.reader.model is nano.reasoner.model.model.language_model
 

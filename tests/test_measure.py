@@ -1,0 +1,91 @@
+"The kernel of a blur, measured on the spectrum of the photo."
+import math
+
+import pytest
+import torch
+
+from rr.core import bundled_photos, psnr, read_photo, seeded
+from rr.degrade import DEGRADATIONS, blur_kernel, degrade, severity_of
+from rr.diagnosis import Diagnosis, Finding, Scene
+from rr.nano import BOLD, kernel_power, mean_power, measure_blur, misfit, wiener
+from rr.pipeline import measurement
+from rr.restorer import measured
+
+PHOTOS = ('astronaut', 'coffee', 'colosseum', 'hopper', 'lake', 'rocket')
+KERNELS = [dict(type='gaussian', sigma=1.2), dict(type='defocus', sigma=2.), dict(type='defocus', sigma=1.), dict(type='linear', sigma=1.8, angle=30),
+           dict(type='curved', sigma=1.6, angle=120, curvature=110)]
+
+
+@pytest.fixture(scope='module')
+def photos(): return {n: read_photo(bundled_photos()[n]).image for n in PHOTOS}
+
+def blur(photo, kernel): return DEGRADATIONS['blur'].apply(photo, kernel, seeded(0))
+
+
+@pytest.mark.parametrize('kernel', KERNELS, ids=lambda k: f"{k['type']} {k['sigma']}")
+def test_the_width_is_found_from_a_wrong_one(photos, kernel):
+    errors = [abs(math.log(measure_blur(blur(p, kernel), dict(type='gaussian', sigma=.65 * kernel['sigma']))['sigma'] / kernel['sigma'])) for p in photos.values()]
+    assert sorted(errors)[len(errors) // 2] < .06, errors
+    assert sum(e > abs(math.log(.65)) for e in errors) <= 1, 'hardly ever worse than what was stated'
+
+
+def test_a_measured_kernel_repairs_what_a_wrong_one_does_not(photos):
+    gains = {'stated': [], 'measured': []}
+    for i, p in enumerate(photos.values()):
+        blurred = degrade(p, {'blur': 25 + 8 * i}, seed=i)
+        stated = dict(type='gaussian', sigma=.65 * blurred.parameters['blur']['sigma'])
+        for name, k in (('stated', stated), ('measured', measure_blur(blurred.image, stated) or stated)):
+            gains[name].append(float(psnr(wiener(blurred.image, blur_kernel(k), BOLD), p) - psnr(blurred.image, p)))
+    mean = {k: sum(v) / len(v) for k, v in gains.items()}
+    assert mean['measured'] > mean['stated'] + 1, gains
+
+
+def test_eight_bits_do_not_disturb_it(photos):
+    kernel = dict(type='defocus', sigma=2.)
+    blurred = (blur(photos['colosseum'], kernel) * 255).round() / 255
+    assert measure_blur(blurred, dict(type='gaussian', sigma=1.4))['sigma'] == pytest.approx(2, rel=.06)
+
+
+def test_it_says_nothing_where_nothing_can_be_known(photos):
+    told = dict(type='gaussian', sigma=1.)
+    noisy = degrade(photos['lake'], {'blur': 40, 'noise': 80}, seed=1).image
+    for image in (noisy, torch.full((3, 200, 200), .5), torch.rand(3, 64, 64), torch.rand(3, 1, 1), torch.rand(3, 500, 90)): assert measure_blur(image, told) is None
+
+
+def test_spectra_and_responses_are_those_of_their_definition():
+    wave = .5 + .2 * torch.sin(2 * math.pi * 10 / 64 * torch.arange(256.)).expand(3, 192, 256)
+    power = mean_power(wave)
+    assert power.shape == (64, 33) and divmod(int(power.argmax()), 33) == (0, 10)
+    assert kernel_power('gaussian', 1., 0, 0)[0, 16] == pytest.approx(math.exp(-(2 * math.pi * .25) ** 2), rel=.05)
+    assert kernel_power('defocus', 5., 0, 0).shape == (64, 33) and kernel_power('linear', 2., 0, 0)[0, 0] == pytest.approx(1, abs=1e-4)
+    assert mean_power(torch.rand(3, 2000, 1500)).shape == (64, 33)
+
+
+def test_a_power_law_behind_the_right_kernel_leaves_nothing():
+    f = torch.hypot(torch.fft.fftfreq(64)[:, None], torch.fft.rfftfreq(64)).flatten()
+    f = f[(f > .04) & (f < .45)]
+    response = torch.stack([-(w * f) ** 2 for w in (1., 4., 6.)])
+    found = misfit(3 - 2.4 * f.log() + response[1], f.log(), response)
+    assert found.argmin() == 1 and found[1] < 1e-4 and found[0] > .05
+
+
+# What a restorer is told
+
+def test_only_the_blur_changes_and_its_severity_follows_the_scale(photos):
+    kernel, scene = dict(type='defocus', sigma=2.), Scene('outdoor')
+    stated = Diagnosis({'blur': Finding(30, {'type': 'gaussian', 'sigma': 1.3}), 'rain': Finding(12)}, scene)
+    told = measured(blur(photos['colosseum'], kernel), stated)
+    found = told.findings['blur']
+    assert found.parameters['type'] == 'defocus' and found.parameters['sigma'] == pytest.approx(2, rel=.06)
+    assert found.severity == round(severity_of('blur', 'sigma', found.parameters['sigma'])) or abs(found.severity - severity_of('blur', 'sigma', found.parameters['sigma'])) < 1.5
+    assert told.findings['rain'] == stated.findings['rain'] and told.scene == scene
+    assert Diagnosis.from_dict(told.to_dict()) == told
+    words = measurement(stated, told)
+    assert 'defocus' in words and '1.3' in words and measurement(stated, stated) == ''
+
+
+def test_what_is_not_blurred_all_over_is_left_as_it_was(photos):
+    photo = blur(photos['colosseum'], KERNELS[0])
+    for stated in (Diagnosis(), Diagnosis({'noise': Finding(20)}), Diagnosis({'blur': Finding(30, {'sigma': 1.}, region='lower left')})): assert measured(photo, stated) is stated
+    unwritten = measured(photo, Diagnosis({'blur': Finding(20)}))  # parameters that were not stated come from the severity
+    assert unwritten.findings['blur'].parameters['sigma'] == pytest.approx(1.2, rel=.1)
