@@ -49,6 +49,7 @@ def _add_restorer(parser:argparse.ArgumentParser):
     "Options of the commands that restore."
     parser.add_argument('--restorer', default='nano', metavar='NAME', help=WHICH_MODEL)
     parser.add_argument('--steps', type=at_least(1), help='of the restorer (default 1 for nano, 40 for Qwen)')
+    parser.add_argument('--no-measure', dest='measure', action='store_false', help='restore by the blur that the reasoner states, not by the one that the photo shows')
 
 # %% ../nbs/16_cli.ipynb #16-007
 def build_parser() -> argparse.ArgumentParser:
@@ -241,7 +242,7 @@ def run_restore(args) -> int:
     folder, stems = Path(args.out), iter(result_stems(args.photos))
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise Unusable(f'{folder}: {error.strerror}') from error
-    pipeline = cache(lambda: _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize))
+    pipeline = cache(lambda: _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize, measure=args.measure))
 
     def work(path):
         restored, trace = _result_files(folder, next(stems), args.overwrite)
@@ -262,7 +263,7 @@ def run_evaluate(args) -> int:
     if not folder.is_dir(): raise Unusable(f'{folder}: no such folder')
     from rr.core import PhotoError
     from rr.evaluate import evaluate
-    pipeline = _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize)
+    pipeline = _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize, measure=args.measure)
     try:
         results = evaluate(folder, pipeline, args.seed, args.limit, args.out, args.sections, steps=args.steps,
                            progress=sys.stderr.isatty())

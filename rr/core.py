@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PHOTO_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'PhotoError', 'Photo', 'to_tensor', 'to_pil', 'asset', 'bundled_photos',
            'damaged_photo', 'show_images', 'photo_from_pil', 'read_photo', 'atomic_path', 'write_photo', 'psnr',
-           'seeded', 'pick_device', 'has_bf16', 'autocast', 'rank', 'processes', 'total']
+           'seeded', 'pick_device', 'has_bf16', 'autocast', 'rank', 'processes', 'total', 'sum_gradients']
 
 # %% ../nbs/00_core.ipynb #00-003
 import errno, math, os, secrets, warnings
@@ -342,3 +342,9 @@ def total(value:torch.Tensor) -> torch.Tensor:
     "The sum of `value` over all processes."
     if processes() > 1: torch.distributed.all_reduce(value)
     return value
+
+def sum_gradients(parameters):
+    "Sum the gradients over all processes; where a parameter got none, it is zero."
+    for p in parameters:
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        total(p.grad)

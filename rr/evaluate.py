@@ -34,7 +34,7 @@ from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, c
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
 from .reasoner import expected as expected_value, for_kinds, spread
-from .restorer import NanoRestorer, measured
+from .restorer import NanoRestorer
 from .severity import Table, center_crop
 
 # %% ../nbs/14_evaluate.ipynb #14-008
@@ -789,7 +789,7 @@ class Evaluation:
     def settings(self, section:str, condition:Condition|None)->str: # a hash
         "Everything that decides a record besides the photo."
         train = [str(t) for t in self.train or ()]
-        own = dict(train=train) if section == 'reasoner' else dict(steps=self.steps)
+        own = dict(train=train) if section == 'reasoner' else dict(steps=self.steps, measure=self.pipeline.measure)
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
         return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried, **own))
@@ -799,7 +799,7 @@ class Evaluation:
         known, photo = self.log.get('reasoner', condition.name, pair.name, self.settings('reasoner', condition)), pair.degraded.clamp(0, 1)
         if known is None: stated = self.pipeline.reasoner.reply([photo])[0].diagnosis
         else: stated = parse_cot(known['cot']).diagnosis if known['valid'] else Diagnosis()
-        return measured(photo, stated)
+        return self.pipeline.told(photo, stated)
 
     def record(self, section:str, condition:Condition, name:str, make_pair:Callable)->dict:
         "The record of one photo: from the log, or made now."

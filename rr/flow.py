@@ -13,18 +13,19 @@ __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'fl
 # %% ../nbs/10_flow.ipynb #10-002
 import argparse, copy, json, math, os
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import atomic_path, autocast, processes, psnr, rank, seeded, total, write_photo
+from .core import atomic_path, autocast, processes, psnr, rank, seeded, sum_gradients, write_photo
 from .data import Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions, made_ahead, read_exclusions, whole_lines
 from .degrade import KINDS
 from .diagnosis import Diagnosis, diagnosis_vectors
 from .finetune import schedule, short_side, spend_budget
 from .nano import NanoRestorerNet, first_guesses, glance_at, load_nano_restorer, save_nano_restorer
 from .reasoner import Reasoner
-from .restorer import CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, save_lora
+from .restorer import CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, measured_diagnoses, save_lora
 
 # %% ../nbs/10_flow.ipynb #10-005
 @dataclass
@@ -284,10 +285,9 @@ class AskedPart:
 def average_gradients(parameters):
     "The mean over all processes; nothing happens in one alone."
     if processes() == 1: return
-    for p in parameters:
-        if not p.requires_grad: continue
-        if p.grad is None: p.grad = torch.zeros_like(p)
-        total(p.grad).div_(processes())
+    parameters = [p for p in parameters if p.requires_grad]
+    sum_gradients(parameters)
+    for p in parameters: p.grad.div_(processes())
 
 @torch.no_grad()
 def sample_grid(net:NanoRestorerNet, pairs:list[Pair], embed=None) -> Tensor:  # (3, n H, 3 W)
@@ -506,7 +506,8 @@ class LoraTrainer:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters: raise ValueError('no parameter requires a gradient: add_lora first')
         self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
-        self.average, self.step, self.losses = [p.detach().clone() for p in self.parameters], 0, []
+        self.trained = torch.nn.ParameterList(self.parameters)
+        self.average, self.step, self.losses = WeightAverage(self.trained, self.settings.decay), 0, []
         if self.checkpoint.exists(): self.resume()
 
     @property
@@ -515,16 +516,15 @@ class LoraTrainer:
     def save(self):
         "All that the next update depends on, whole or not at all."
         if rank(): return
-        state = dict(parameters=[p.detach().cpu() for p in self.parameters], average=[a.cpu() for a in self.average], optimizer=self.optimizer.state_dict(), step=self.step)
+        state = dict(trained=self.trained.state_dict(), average=self.average.weights, average_steps=self.average.steps, optimizer=self.optimizer.state_dict(), step=self.step)
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
-    @torch.no_grad()
     def resume(self):
         "Go on from the checkpoint."
-        state = torch.load(self.checkpoint, map_location='cpu', weights_only=True)
-        for p, a, value, mean in zip(self.parameters, self.average, state['parameters'], state['average'], strict=True): p.copy_(value); a.copy_(mean)
+        state = torch.load(self.checkpoint, map_location=self.parameters[0].device, weights_only=True)
+        self.trained.load_state_dict(state['trained'])
         self.optimizer.load_state_dict(state['optimizer'])
-        self.step = state['step']
+        self.average.weights, self.average.steps, self.step = state['average'], state['average_steps'], state['step']
 
     def train_step(self) -> float:
         "One update; returns the loss of this process."
@@ -541,9 +541,8 @@ class LoraTrainer:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.)
         for group in self.optimizer.param_groups: group['lr'] = s.learning_rate * schedule(self.step / s.steps, s.warmup)
         self.optimizer.step()
+        self.average.update(self.trained)
         self.step += 1
-        decay = min(s.decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad(): torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         return sum(losses)
 
     def fit(self):
@@ -556,8 +555,7 @@ class LoraTrainer:
             if not rank():
                 with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(dict(step=self.step, loss=sum(self.losses) / len(self.losses))) + '\n')
             self.losses = []
-        with torch.no_grad():
-            for p, mean in zip(self.parameters, self.average): p.copy_(mean)
+        self.trained.load_state_dict(self.average.weights)
 
 # %% ../nbs/10_flow.ipynb #10-042
 def join_processes(device:str) -> str:  # this process's own device
@@ -573,6 +571,7 @@ def tune_lora(
     diagnose=None,  # as for `Predictions`; None: true diagnoses
 ):
     "Encode pairs, then train a LoRA for Qwen-Image-Edit, then save it; each part resumes."
+    from diffusers.training_utils import cast_training_params
     restorer = QwenRestorer.from_pretrained(a.restorer, a.device, quantize=a.quantize, pixels=a.pixels, negative_prompt=None)
     predict = diagnose and Predictions(diagnose, a.out/'predictions.jsonl')
     def told(i):
@@ -582,9 +581,10 @@ def tune_lora(
     a.out.mkdir(parents=True, exist_ok=True)
     if not rank(): encode_pairs(restorer.policy, map(told, range(a.pool or 1000)), a.out/'pairs')
     if processes() > 1: torch.distributed.barrier()
-    for part in ('vae', 'text_encoder'): getattr(restorer.pipeline, part).to('cpu')
+    restorer.pipeline.register_modules(vae=None, text_encoder=None)  # all that they had to say is in the files
     torch.manual_seed(a.seed)
     add_lora(restorer.policy.module, a.rank, 2 * a.rank)
+    cast_training_params(restorer.policy.module, torch.float32)
     restorer.policy.module.enable_gradient_checkpointing()
     LoraTrainer(restorer.policy, EncodedPairs(a.out/'pairs', device=a.device), a.out, LoraTraining(a.steps, a.pairs, a.learning_rate, seed=a.seed)).fit()
     if not rank(): save_lora(restorer.pipeline, a.out/'lora')
@@ -640,9 +640,9 @@ def main(args:list[str]|None=None):
     if a.reasoner:
         reasoner = Reasoner.from_pretrained(a.reasoner, device='cpu')  # asked by the workers
         embed = CotReader(copy.deepcopy(reasoner.model.model.language_model), reasoner.tokenizer, a.device)
-        if a.predicted: diagnose = reasoner.diagnose
-    shown = validation_pairs(a.validate) if a.validate else []
+        if a.predicted: diagnose = partial(measured_diagnoses, reasoner)
     if a.restorer: return tune_lora(a, stream, diagnose)
+    shown = validation_pairs(a.validate) if a.validate else []
     net = load_nano_restorer(a.start) if a.start else NanoRestorerNet()
     settings = FlowTraining(minutes=a.minutes, learning_rate=a.learning_rate, save_every=a.save_every, seed=a.seed,
                             pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, alarms=a.alarms, pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)

@@ -418,10 +418,11 @@ def measure_blur(
         return misfit(y, x, (response + 1e-5).log()) + trust * (far / .35) ** 2
     best = lambda kernels: kernels[int(costs(kernels).argmin())]
     shape, width, angle, curvature = best([(s, w, a, c) for s, a, c in KERNEL_SHAPES for w in KERNEL_WIDTHS])
-    turns, bends = (-5, 0, 5) if angle or shape in ('linear', 'curved') else (0,), (-15, 0, 15) if shape == 'curved' else (0,)
+    turns, bends = (-5, 0, 5) if shape in ('linear', 'curved') else (0,), (-15, 0, 15) if shape == 'curved' else (0,)
     found = best([(shape, width * 1.02 ** i, (angle + t) % 180, curvature + b) for i in range(-5, 6) for t in turns for b in bends])
     if costs([found]) > worst: return None
-    return {k: v for k, v in zip(('type', 'sigma', 'angle', 'curvature'), found) if k in ('type', 'sigma') or v or k == 'angle' and shape in ('linear', 'curved')}
+    names = ('type', 'sigma', 'angle', 'curvature')[:dict(linear=3, curved=4).get(shape, 2)]
+    return dict(zip(names, found))
 
 # %% ../nbs/06_nano.ipynb #06-042
 def time_embedding(t:Tensor, size:int=64) -> Tensor:  # (B,) -> (B, size)

@@ -139,6 +139,7 @@ def load_reason_restore(
     offload:str=None,  # 'model', 'group' or 'sequential': Qwen-Image-Edit waits in main memory
     min_pixels:int=None, max_pixels:int=None,  # area of what a Qwen reasoner sees
     lora=None,  # folder or hub id of a LoRA for Qwen-Image-Edit
+    measure:bool=True,  # as for `ReasonRestore`
 ) -> 'ReasonRestore':
     "Both parts by name; `ReasonerError` or `RestorerError` says in one line what is missing."
     given = lambda **options: {k: v for k, v in options.items() if v is not None}
@@ -149,9 +150,9 @@ def load_reason_restore(
         got = ', '.join(for_reasoner | for_restorer)
         raise ValueError(f'got {got}: options of the Qwen sizes, but both parts are nano')
     first = Reasoner.from_pretrained(reasoner, device=device, **({} if small[0] else for_reasoner))
-    if not small[1]: return cls(first, Restorer.from_pretrained(restorer, device=device, **for_restorer))
+    if not small[1]: return cls(first, Restorer.from_pretrained(restorer, device=device, **for_restorer), measure=measure)
     shared = (first.model, first.processor) if reasoner == 'nano' else None
-    return cls(first, NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared))
+    return cls(first, NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared), measure=measure)
 
 # %% ../nbs/12_pipeline.ipynb #12-011
 class ReasonRestore:
@@ -160,7 +161,8 @@ class ReasonRestore:
         reasoner:Reasoner,  # writes the diagnosis
         restorer:Restorer,  # repairs the photo by it
         max_new_tokens:int=512,  # longest reply of the reasoner
-    ): self.reasoner, self.restorer, self.max_new_tokens = reasoner, restorer, max_new_tokens
+        measure:bool=True,  # what can be measured on the photo takes the place of what the reasoner states
+    ): self.reasoner, self.restorer, self.max_new_tokens, self.measure = reasoner, restorer, max_new_tokens, measure
 
     from_pretrained = classmethod(load_reason_restore)
 
@@ -179,7 +181,7 @@ class ReasonRestore:
         steps = self.restorer.default_steps if steps is None else steps
         with _timed(seconds, 'diagnose'):
             reply = self._reply(photo, needed=not isinstance(edit, Diagnosis))
-            told = reply.diagnosis if isinstance(edit, Diagnosis) else measured(photo.image, reply.diagnosis)
+            told = reply.diagnosis if isinstance(edit, Diagnosis) else self.told(photo.image, reply.diagnosis)
         before = edit if isinstance(edit, Diagnosis) else edit(told) if edit else told
         with _timed(seconds, 'restore'): restored = self._restore(photo, before, steps, seed)
         with _timed(seconds, 'diagnose again'): second = reply if restored is photo else self._reply(restored)
@@ -188,6 +190,10 @@ class ReasonRestore:
         after = before if restored is photo else second.diagnosis
         return Restoration(photo, restored, before, after, b, a, reply, seconds, reward.item(), steps, seed,
                            edit is not None, measurement(reply.diagnosis, told))
+
+    def told(self, image:torch.Tensor, stated:Diagnosis) -> Diagnosis:
+        "What the restorer is told of a photo of which the reasoner states this."
+        return measured(image, stated) if self.measure else stated
 
     def _reply(self, photo, needed=True) -> Reply:
         "What the reasoner writes about the photo; an unreadable text is an error, not a clean photo."

@@ -7,7 +7,7 @@ __all__ = ['Marks', 'marks', 'VerifiableReward', 'choices', 'choice_log_probs', 
            'ReasonerGRPO', 'severity_rows', 'mean_errors', 'main', 'trl_rows', 'trl_reward']
 
 # %% ../nbs/18_reasoner_rl.ipynb #18-003
-import argparse, json, time
+import argparse, json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,14 +15,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .core import autocast, rank, to_pil, total
+from .core import autocast, to_pil
 from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .degrade import KINDS
 from .diagnosis import CoTError, Diagnosis, parse_cot
 from .finetune import add_adapter, save_adapter
 from .reasoner import Guide, Opening, Reasoner, end_tokens, evaluating, model_inputs
 from .reinforce import Run, RunSettings, write_rows
-from .rl import GRPO, advantages
+from .rl import GRPO
 
 # %% ../nbs/18_reasoner_rl.ipynb #18-005
 class Marks(NamedTuple):
@@ -153,27 +153,11 @@ class ReasonerGRPO(GRPO):
         self.reasoner = reasoner
         super().__init__(reasoner.model, reward or VerifiableReward(), config or ReasonerGRPOConfig(), getattr(reasoner.model, 'disable_adapter', None), log)
 
-    def update(self,
-        photos:list,  # (3,H,W) tensors; with several processes, the share of this one
-        truths:list,  # the `Diagnosis` of each
-        clean=None,  # not used
-    ) -> dict:  # what goes to the log
-        "One update of the weights from one group a photo."
-        began, number, c = time.perf_counter(), len(self.history), self.config
-        groups, rewards, first, self.terms = [], [], rank() * len(photos), []
-        for i, (photo, truth) in enumerate(zip(photos, truths, strict=True)):
-            replies = sample_replies(self.reasoner, photo, c.group, c.temperature, c.seed + 1_000_003 * number + 1009 * (first + i))
-            with torch.no_grad(): before = replies.log_probs(self.policy)
-            groups.append((replies, before))
-            rewards.append(self.reward(replies.texts, truth))
-            self.terms.append(getattr(self.reward, 'terms', {}))
-        self.rewards = torch.stack(rewards)
-        adv, count = advantages(self.rewards), total(torch.tensor(float(len(photos))))
-        mean = lambda values: (total(values.float().sum()) / count).item()
-        record = dict(update=number, reward=mean(self.rewards.mean(1)), best=mean(self.rewards.max(1).values), dropped=int(total((~adv.kept).sum())))
-        kept = total(adv.kept.sum()).item()
-        for _ in range(c.epochs if kept else 0): record |= self.step(groups, adv, 1 / kept)
-        return self.keep(record | dict(seconds=round(time.perf_counter() - began, 3)))
+    def group(self, photo, truth:Diagnosis, clean, seed:int, number:int):  # arguments of `gradient` up to the advantage, rewards (n,)
+        "Replies about one photo, and what they are worth; `clean` and `number` are not used."
+        replies = sample_replies(self.reasoner, photo, self.config.group, self.config.temperature, seed)
+        with torch.no_grad(): before = replies.log_probs(self.policy)
+        return (replies, before), self.reward(replies.texts, truth)
 
     def gradient(self, replies:Replies, before:Tensor, advantage:Tensor, share:float) -> dict:
         "Add the gradient of one group's loss; averages for the log."

@@ -10,15 +10,16 @@ __all__ = ['NFTConfig', 'holding', 'nft_loss', 'DiffusionNFT', 'GradientConfig',
 import argparse, json, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from .core import atomic_path, processes, psnr, rank, seeded, total
+from .core import atomic_path, processes, psnr, rank, seeded, sum_gradients, total
 from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .flow import Predictions, charbonnier, spectral
 from .reasoner import severity_with_gradient
-from .restorer import NanoRestorer, draw_noise
+from .restorer import NanoRestorer, draw_noise, measured_diagnoses
 from .rl import GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group, severity_reward, train_lora
 
 # %% ../nbs/17_reinforce.ipynb #17-006
@@ -148,9 +149,7 @@ class RewardGradient(GRPO):
         distance = (charbonnier(after, clean) + spectral(after, clean) + 2e-3).log()
         self.optimizer.zero_grad(set_to_none=True)
         ((c.keep * distance.cpu() - reward).sum() / count).backward()
-        for p in self.parameters:
-            if p.grad is None: p.grad = torch.zeros_like(p)
-            total(p.grad)
+        sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_grad_norm)
         self.optimizer.step()
         self.rewards = reward.detach()[:, None]
@@ -297,7 +296,7 @@ def reinforce(
     from accelerate import PartialState
     from rr.finetune import TowerJudge
     from rr.flow import validation_pairs
-    from rr.nano import save_nano_restorer
+    from rr.nano import load_nano_restorer, save_correction, save_nano_restorer
     from rr.reasoner import Reasoner
     from rr.rl import without_lora
     PartialState(cpu=True)  # joins the other processes, where there are any
@@ -315,9 +314,10 @@ def reinforce(
                 grpo=lambda: GRPO(policy, reward, GRPOConfig(**shared, window=a.window, ratio_norm=a.ratio_norm, kl=a.kl), reference=without_lora(policy) if a.kl else None))
     trainer = make[a.method]()
     stream = PairStream(clean_photos(a.photos, read_exclusions(*a.exclude)), a.size, Recipe(max_kinds=a.max_kinds), seed=a.seed)
-    run = Run(trainer, stream, reasoner.diagnose, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed))
+    diagnose = partial(measured_diagnoses, reasoner)
+    run = Run(trainer, stream, diagnose, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed))
     held_out = validation_pairs(a.held_out, a.held_out_count, 256) if a.held_out and not rank() else []
-    told = Predictions(reasoner.diagnose, a.out / 'held_out_diagnoses.jsonl')(held_out) if held_out else []
+    told = Predictions(diagnose, a.out / 'held_out_diagnoses.jsonl')(held_out) if held_out else []
     before = a.out / 'before.jsonl'
     if held_out and not before.exists():
         with lora_off(policy.module): write_rows(before, measure(restorer, held_out, told, judges))
@@ -325,6 +325,7 @@ def reinforce(
     if rank(): return
     merge_lora(policy.module)
     save_nano_restorer(policy.module, a.out / 'weights')
+    save_correction(policy.module, load_nano_restorer(None if a.restorer == 'nano' else a.restorer), a.out / 'correction', a.rank, a.restorer)
     if held_out: write_rows(a.out / 'after.jsonl', measure(restorer, held_out, told, judges))
 
 # %% ../nbs/17_reinforce.ipynb #17-028

@@ -6,9 +6,9 @@
 __all__ = ['logger', 'INSTRUCTION', 'OFFLOADS', 'PARTS', 'BYTE_SPECIALS', 'LORA_TARGETS', 'RestorerError', 'one_line_errors',
            'FlowPolicy', 'draw_noise', 'check_steps', 'euler', 'pad_to_multiple', 'NanoCondition', 'NanoFlowPolicy',
            'tile_spans', 'tile_weights', 'blend_tiles', 'check_pairs', 'Restorer', 'CotReader', 'NanoRestorer',
-           'measured', 'restoration_prompt', 'fit_prompt', 'working_size', 'QwenLatents', 'QwenCondition',
-           'stack_texts', 'read_prompts', 'qwen_times', 'guide', 'QwenFlowPolicy', 'PartMemory', 'part_memory',
-           'MemoryPlan', 'free_memory', 'memory_plan', 'find_configs', 'missing_weights', 'meta_parts',
+           'measured', 'measured_diagnoses', 'restoration_prompt', 'fit_prompt', 'working_size', 'QwenLatents',
+           'QwenCondition', 'stack_texts', 'read_prompts', 'qwen_times', 'guide', 'QwenFlowPolicy', 'PartMemory',
+           'part_memory', 'MemoryPlan', 'free_memory', 'memory_plan', 'find_configs', 'missing_weights', 'meta_parts',
            'full_size_parts', 'pipeline_class', 'load_pipeline', 'QwenRestorer', 'byte_processor', 'tiny_text_encoder',
            'tiny_qwen_pipeline', 'add_lora', 'save_lora']
 
@@ -385,6 +385,13 @@ def measured(
     values = {k: v if k == 'type' else written_value(known[k], v) for k, v in found.items()}
     severity = min(max(round(severity_of('blur', 'sigma', found['sigma'])), 1), 100)
     return replace(diagnosis, findings=diagnosis.findings | {'blur': replace(finding, severity=severity, parameters=values)})
+
+def measured_diagnoses(
+    reasoner,  # anything with `diagnose(photos) -> list of Diagnosis`
+    photos:list,  # (3,H,W) in [0,1]
+) -> list:  # of Diagnosis
+    "What the restorer is told of photos in use: so it should be told while it learns."
+    return [measured(p.clamp(0, 1), d) for p, d in zip(photos, reasoner.diagnose(photos))]
 
 # %% ../nbs/09_restorer.ipynb #09-073
 INSTRUCTION = ('Restore this photo: remove the damage listed below and nothing else. Same scene, same framing, same '

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .core import processes, rank, seeded, total
+from .core import processes, rank, seeded, sum_gradients, total
 from .degrade import KINDS
 from .restorer import FlowPolicy, draw_noise
 
@@ -511,6 +511,12 @@ class GRPO:
         "A group of update `number`."
         return sample_group(self.policy, photo, diagnosis, self.config, seed, window_at(self.config, number))
 
+    def group(self, photo, diagnosis, clean, seed:int, number:int):  # arguments of `gradient` up to the seed, rewards (n,)
+        "A group of update `number` about one photo, and what its members are worth."
+        cond, rollout = self.sample(photo, diagnosis, seed, number)
+        after = at_size(rollout.images, photo.shape[-2:]).to(photo.device)
+        return (cond, rollout, seed), self.reward(photo, after, clean)
+
     def update(self,
         photos:list,  # (3,H,W) tensors, of any sizes; with several processes, the share of this one
         diagnoses:list,  # a `Diagnosis` each
@@ -521,10 +527,8 @@ class GRPO:
         groups, rewards, first, self.terms = [], [], rank() * len(photos), []
         for i, (photo, diagnosis) in enumerate(zip(photos, diagnoses, strict=True)):
             seed = c.seed + 1_000_003 * number + 1009 * (first + i)
-            cond, rollout = self.sample(photo, diagnosis, seed, number)
-            groups.append((cond, rollout, seed))
-            after = at_size(rollout.images, photo.shape[-2:]).to(photo.device)
-            rewards.append(self.reward(photo, after, None if clean is None else clean[i]))
+            group, reward = self.group(photo, diagnosis, None if clean is None else clean[i], seed, number)
+            groups.append(group); rewards.append(reward)
             self.terms.append(getattr(self.reward, 'terms', {}))
         self.rewards = torch.stack(rewards)
         adv, count = advantages(self.rewards), len(photos)
@@ -540,9 +544,7 @@ class GRPO:
         self.optimizer.zero_grad(set_to_none=True)
         kept, values = adv.kept.nonzero().flatten().tolist(), adv.values.to(self.parameters[0].device)
         reports = [self.gradient(*groups[i], values[i], share) for i in kept]
-        for p in self.parameters:
-            if p.grad is None: p.grad = torch.zeros_like(p)
-            total(p.grad)
+        sum_gradients(self.parameters)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         return {k: _mean([r[k] for r in reports]) for k in (reports or [{}])[0]} | dict(grad_norm=norm.item())

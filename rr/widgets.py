@@ -198,8 +198,7 @@ class WhatIf(widgets.VBox):
             pipeline = ReasonRestore.from_pretrained()
         self.restorer, self.photo = pipeline.restorer, shrink(photo, longest)
         self.reply = pipeline.reasoner.reply([self.photo])[0]
-        from rr.restorer import measured
-        self.told, self.following = measured(self.photo, self.reply.diagnosis), False
+        self.told, self.following = pipeline.told(self.photo, self.reply.diagnosis), False
         self.diagnosis = self.told
         self.sliders = {k: widgets.IntSlider(self.diagnosis.severity(k), 0, 100, description=k, continuous_update=False)
                         for k in getattr(pipeline.reasoner, 'kinds', KINDS)}

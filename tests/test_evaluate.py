@@ -17,6 +17,7 @@ from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, RecordLog, Results, 
                          fit_estimator, installed, level_table, measure_command, noise_sigma, noisy_photos, paired_photos,
                          presence_counts, rank_correlation, rank_of, read_levels, reasoner_table, restorer_table, row_median, severity_error, speed_record,
                          speed_table, ssim, with_interval)
+from rr.pipeline import ReasonRestore
 from rr.reasoner import Reply, read_reply
 from rr.severity import center_crop
 
@@ -54,7 +55,7 @@ class Fixed:
 @pytest.fixture
 def pipeline():
     part = Fixed()
-    return SimpleNamespace(reasoner=part, restorer=part)
+    return ReasonRestore(part, part)
 
 
 def test_psnr_and_ssim_are_those_of_scikit_image():
@@ -237,7 +238,7 @@ def test_known_answers_give_the_known_table(folder, pipeline):
 
 def test_photo_called_clean_is_counted_as_untouched(folder):
     part = Fixed(Diagnosis().to_cot())
-    results = evaluate(folder, SimpleNamespace(reasoner=part, restorer=part), sections=('restorer',),
+    results = evaluate(folder, ReasonRestore(part, part), sections=('restorer',),
                        conditions=('clean',), progress=False)
     table = restorer_table(results.records)
     assert [r['untouched'] for r in table] == ['100%', '0%'] and table[0]['PSNR out'] is None
@@ -245,7 +246,7 @@ def test_photo_called_clean_is_counted_as_untouched(folder):
 
 def test_reply_without_diagnosis_is_counted_as_invalid(folder):
     part = Fixed('It is raining, I believe.')
-    results = evaluate(folder, SimpleNamespace(reasoner=part, restorer=part), sections=('reasoner',), limit=1,
+    results = evaluate(folder, ReasonRestore(part, part), sections=('reasoner',), limit=1,
                        progress=False, train=[folder / 'lake.png'])
     assert not any(r['valid'] or r['exact'] for r in results.records)
     assert '0%' in results.table()
@@ -261,6 +262,9 @@ def test_resumes_without_asking_again_and_notices_new_weights(folder, pipeline, 
     with torch.no_grad(): pipeline.restorer.policy.module.weight.add_(1)
     evaluate(folder, pipeline, **options)
     assert pipeline.reasoner.asked == 12
+    pipeline.measure = False
+    evaluate(folder, pipeline, **options)
+    assert pipeline.reasoner.asked == 18, 'other diagnoses, other records'
 
 
 def test_restorer_uses_what_the_reasoner_section_wrote(folder, pipeline):

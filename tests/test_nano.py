@@ -11,7 +11,7 @@ from rr.degrade import DEGRADATIONS, KINDS, blur_kernel, degrade, strength
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
 from rr.nano import BLOCK, BOLD, CAREFUL, TOWER_DEPTHS, TOWER_WIDTHS, WINDOW, NanoRestorerNet, NanoTower, build_nano_reasoner, load_nano_reasoner
-from rr.nano import nano_processor, nano_reasoner_config, save_nano_reasoner, tower_shape, train_tokenizer
+from rr.nano import load_nano_restorer, nano_processor, nano_reasoner_config, save_correction, save_nano_reasoner, save_nano_restorer, tower_shape, train_tokenizer
 from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
@@ -241,3 +241,17 @@ def test_the_shape_of_the_tower_travels_with_the_configuration(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(config))
     from transformers import Qwen3VLConfig
     assert tower_shape(Qwen3VLConfig.from_pretrained(tmp_path)) == (TOWER_WIDTHS, TOWER_DEPTHS), 'as before shapes were written down'
+
+def test_a_correction_is_what_a_low_rank_change_did_and_belongs_to_its_weights(tmp_path):
+    base, tuned = random_net(), random_net()
+    with torch.no_grad():
+        conv, linear = tuned.down[0][0].conv1.weight, tuned.embed_numbers[0].weight
+        conv += (torch.randn(len(conv), 2, generator=seeded(1)) @ torch.randn(2, conv[0].numel(), generator=seeded(2))).mul(.01).view_as(conv)
+        linear += torch.randn(len(linear), 2, generator=seeded(3)) @ torch.randn(2, linear.shape[1], generator=seeded(4)) * .01
+        tuned.into.bias += .5
+    save_nano_restorer(base, tmp_path/'base')
+    save_correction(tuned, base, tmp_path/'tuned', 2, str(tmp_path/'base'))
+    for (name, a), b in zip(load_nano_restorer(tmp_path/'tuned').state_dict().items(), tuned.state_dict().values()): assert torch.allclose(a, b, atol=2e-3), name
+    with torch.no_grad(): base.into.bias += .1
+    save_nano_restorer(base, tmp_path/'base')
+    with pytest.raises(ValueError, match='other weights'): load_nano_restorer(tmp_path/'tuned')

@@ -92,6 +92,8 @@ def test_the_kernel_of_a_blur_is_measured_before_restoring(nano):
     plain = nano(blurred.image, edit=result.reply.diagnosis)
     assert plain.measured == '' and plain.before == result.reply.diagnosis, 'what a user states is not overruled'
     assert psnr(result.restored.image, clean) > psnr(plain.restored.image, clean) + .5
+    unmeasured = ReasonRestore(nano.reasoner, nano.restorer, measure=False)(blurred.image)
+    assert unmeasured.before == unmeasured.reply.diagnosis and unmeasured.measured == ''
     seen = []
     nano(blurred.image, edit=lambda d: seen.append(d) or d)
     assert seen == [result.before]

@@ -307,6 +307,9 @@ def test_command(tmp_path, method):
     net, shipped = load_nano_restorer(tmp_path / 'out/weights'), NanoRestorer.from_pretrained().policy.module
     assert net.config == shipped.config and any(not torch.equal(a, b) for a, b in zip(net.state_dict().values(), shipped.state_dict().values()))
     assert len((tmp_path / 'out/log.jsonl').read_text().splitlines()) == 2
+    again = load_nano_restorer(tmp_path / 'out/correction')
+    for key, value in net.state_dict().items(): assert torch.allclose(again.state_dict()[key], value, atol=2e-3), key
+    assert (tmp_path / 'out/correction/correction.safetensors').stat().st_size < .2 * (tmp_path / 'out/weights/model.safetensors').stat().st_size
 
 
 def test_command_with_a_second_opinion(tmp_path):

@@ -7,6 +7,7 @@ from rr.core import Photo, bundled_photos, psnr, read_photo, to_tensor
 from rr.data import Pair, PairFolder, PairStream, Recipe, clean_photos, synthesize
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, degrade, register
 from rr.diagnosis import Diagnosis, Finding
+from rr.pipeline import ReasonRestore
 from rr.reasoner import Reply
 from rr.rl import GRPO, GRPOConfig, GaussianFlow
 from rr.widgets import (Busy, Compare, DatasetBrowser, GroupViewer, Picture, RLMonitor, SeverityExplorer, StepScrubber, TraceViewer, WhatIf,
@@ -123,7 +124,7 @@ class Darkener:
 def what_if():
     said = Diagnosis({'fog': Finding(40, {'airlight': .9}), 'noise': Finding(20)})
     reasoner = SimpleNamespace(kinds=KINDS, reply=lambda photos: [SimpleNamespace(diagnosis=said)])
-    return WhatIf(photo, SimpleNamespace(reasoner=reasoner, restorer=Darkener()), longest=64)
+    return WhatIf(photo, ReasonRestore(reasoner, Darkener()), longest=64)
 
 
 def test_what_if_begins_as_diagnosed_and_follows_its_sliders(what_if):
