@@ -47,7 +47,9 @@ def _add_common(parser:argparse.ArgumentParser, models:bool=True):
 
 def _add_restorer(parser:argparse.ArgumentParser):
     "Options of the commands that restore."
-    parser.add_argument('--restorer', default='nano', metavar='NAME', help=WHICH_MODEL)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--restorer', default='nano', metavar='NAME', help=WHICH_MODEL)
+    which.add_argument('--rl', action='store_const', const='nano-rl', dest='restorer', help='the nano restorer after reinforcement learning (nano-rl)')
     parser.add_argument('--steps', type=at_least(1), help='of the restorer (default 1 for nano, 40 for Qwen)')
     parser.add_argument('--no-measure', dest='measure', action='store_false', help='restore by the blur that the reasoner states, not by the one that the photo shows')
 

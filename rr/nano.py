@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONES', 'QUANTILES', 'TOWER_WIDTHS', 'TOWER_DEPTHS',
            'SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'COLUMN', 'SEVERITIES', 'NOISE_RANGE', 'DETAIL', 'KNEE', 'BOLD',
-           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'GLANCE', 'texture_map', 'windows_of', 'nano_views',
-           'unpatchify', 'TowerBlock', 'row_median', 'block_spectra', 'tone_statistics', 'Gist', 'NanoTower',
-           'nano_image_processor', 'train_tokenizer', 'nano_processor', 'nano_reasoner_config', 'tower_shape',
-           'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner', 'read_blur', 'seamless', 'wiener',
-           'first_guesses', 'mean_power', 'kernel_power', 'misfit', 'measure_blur', 'time_embedding', 'TextPool',
-           'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'save_nano_restorer',
-           'load_nano_restorer', 'weights_mark', 'save_correction', 'corrected']
+           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'GLANCE', 'SHIPPED_RESTORERS', 'texture_map',
+           'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median', 'block_spectra', 'tone_statistics',
+           'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer', 'nano_processor', 'nano_reasoner_config',
+           'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner', 'read_blur', 'seamless',
+           'wiener', 'first_guesses', 'mean_power', 'kernel_power', 'misfit', 'measure_blur', 'time_embedding',
+           'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'is_nano_restorer',
+           'save_nano_restorer', 'load_nano_restorer', 'weights_mark', 'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import hashlib, json, math
@@ -590,6 +590,12 @@ class NanoRestorerNet(nn.Module):
         return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
 
 # %% ../nbs/06_nano.ipynb #06-055
+SHIPPED_RESTORERS = {'nano': 'nano-restorer', 'nano-rl': 'nano-restorer-rl'}  # name -> folder that comes with the package
+
+def is_nano_restorer(name:Path|str) -> bool:
+    "Whether that is a nano restorer: one that ships, or a folder of one."
+    return name in SHIPPED_RESTORERS or (Path(name)/'config.json').is_file()
+
 def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
     "Write configuration and half-precision weights."
     from safetensors.torch import save_file
@@ -599,11 +605,11 @@ def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
     save_file({k: v.detach().half().contiguous() for k, v in net.state_dict().items()}, folder/'model.safetensors')
 
 def load_nano_restorer(
-    folder:Path|str|None=None,  # of weights, or of a correction to them; default: the weights that ship with the package
+    folder:Path|str='nano',  # of weights, or of a correction to them; or a name in `SHIPPED_RESTORERS`
 ) -> NanoRestorerNet:
     "The nano restorer in float32 and eval mode. Raises `FileNotFoundError` when there are no weights in `folder`, `ValueError` when a correction belongs to others."
     from safetensors.torch import load_file
-    folder = Path(folder or asset('nano-restorer'))
+    folder = asset(SHIPPED_RESTORERS[folder]) if folder in SHIPPED_RESTORERS else Path(folder)
     if (folder/'correction.safetensors').exists(): return corrected(folder)
     if not (folder/'model.safetensors').exists(): raise FileNotFoundError(f'{folder}: no model.safetensors there')
     net = NanoRestorerNet(**json.loads((folder/'config.json').read_text()))
@@ -647,7 +653,7 @@ def corrected(
     from safetensors.torch import load_file
     folder = Path(folder)
     config = json.loads((folder/'config.json').read_text())
-    net = load_nano_restorer(None if config['corrects'] == 'nano' else config['corrects'])
+    net = load_nano_restorer(config['corrects'])
     if weights_mark(net) != config['mark']: raise ValueError(f'{folder}: this correction was made for other weights than those of {config["corrects"]}')
     weights, factors = net.state_dict(), load_file(folder/'correction.safetensors')
     for key in dict.fromkeys(k.removesuffix('.up').removesuffix('.down') for k in factors):

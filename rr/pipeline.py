@@ -19,6 +19,7 @@ from PIL import Image
 from .core import Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
 from .degrade import KINDS
 from .diagnosis import Diagnosis
+from .nano import is_nano_restorer
 from .reasoner import Reasoner, ReasonerError, Reply, for_kinds, is_nano
 from .restorer import NanoRestorer, Restorer, measured
 from .rl import severity_reward, structure
@@ -132,7 +133,7 @@ def _timed(seconds:dict, stage:str):
 def load_reason_restore(
     cls,
     reasoner:str='nano',  # 'nano', a folder, or a hub id such as 'Qwen/Qwen3-VL-4B-Instruct'
-    restorer:str='nano',  # 'nano', a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
+    restorer:str='nano',  # 'nano', 'nano-rl' (after reinforcement learning), a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
     device=None,  # default: the fastest here
     dtype:torch.dtype=None,  # of the Qwen sizes; default: bfloat16 where the device has it
     quantize:str=None,  # '4bit': the Qwen sizes with 4-bit weights
@@ -145,7 +146,7 @@ def load_reason_restore(
     given = lambda **options: {k: v for k, v in options.items() if v is not None}
     for_reasoner = given(dtype=dtype, quantize=quantize, min_pixels=min_pixels, max_pixels=max_pixels)
     for_restorer = given(dtype=dtype, quantize=quantize, offload=offload, lora=lora)
-    small = is_nano(str(reasoner)), restorer == 'nano' or (Path(restorer) / 'config.json').is_file()
+    small = is_nano(str(reasoner)), is_nano_restorer(restorer)
     if all(small) and (for_reasoner or for_restorer):
         got = ', '.join(for_reasoner | for_restorer)
         raise ValueError(f'got {got}: options of the Qwen sizes, but both parts are nano')

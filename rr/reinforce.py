@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NFTConfig', 'holding', 'nft_loss', 'DiffusionNFT', 'GradientConfig', 'moved', 'RewardGradient', 'Curriculum',
-           'merge_lora', 'measure', 'write_rows', 'RunSettings', 'Run', 'reinforce', 'main']
+           'merge_lora', 'measure', 'change_table', 'write_rows', 'RunSettings', 'Run', 'reinforce', 'main']
 
 # %% ../nbs/17_reinforce.ipynb #17-004
 import argparse, json, time
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from .core import atomic_path, processes, psnr, rank, seeded, sum_gradients, total
@@ -21,6 +22,7 @@ from .flow import Predictions, charbonnier, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise, measured_diagnoses
 from .rl import GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group, severity_reward, train_lora
+from .severity import Table
 
 # %% ../nbs/17_reinforce.ipynb #17-006
 @dataclass
@@ -207,11 +209,34 @@ def measure(
     return rows
 
 # %% ../nbs/17_reinforce.ipynb #17-023
+def change_table(
+    rows:list[dict],  # of `measure`, each with the name of its `restorer` and perhaps a `condition`
+    first:str,  # the restorer that the others are compared with
+) -> Table:
+    "What each restorer changed, with paired 95% intervals over photos: PSNR, and the severity left for each judge."
+    from rr.evaluate import bootstrap
+    named = {(r.get('condition', ''), r['restorer'], r['photo'], r['seed']): r for r in rows}
+    judges = [k.removeprefix('left_') for k in rows[0] if k.startswith('left_')]
+    def said(values, statistic, form): return f'{statistic(values):{form}} [{", ".join(f"{v:{form}}" for v in bootstrap(values, statistic))}]'
+    table = []
+    for condition, name in dict.fromkeys((r.get('condition', ''), r['restorer']) for r in rows if r['restorer'] != first):
+        pairs = [(named[condition, first, photo, seed], r) for (c, n, photo, seed), r in named.items() if (c, n) == (condition, name)]
+        values = {key: np.array([(a[key], b[key]) for a, b in pairs]) for key in ('psnr_after', *(f'left_{j}' for j in judges))}
+        seen = values['psnr_after'][np.isfinite(values['psnr_after']).all(1)]  # a clean photo that nobody touches has no finite PSNR
+        row = dict(condition=condition, restorer=name, photos=len(pairs)) | {'PSNR, dB': said(seen, lambda v: float((v[:, 1] - v[:, 0]).mean()), '+.2f') if len(seen) else ''}
+        for judge in judges:
+            left = values[f'left_{judge}']
+            row[f'left, {judge}'] = '{:.1f} to {:.1f}'.format(*left.mean(0))
+            row[f'change, {judge}, %'] = said(left, lambda v: 100 * float(v[:, 1].mean() / max(v[:, 0].mean(), 1e-9) - 1), '+.0f')
+        table.append(row)
+    return Table(table)
+
+# %% ../nbs/17_reinforce.ipynb #17-025
 def write_rows(path:Path, rows:list[dict]):
     "JSON lines, all or none."
     with atomic_path(path, overwrite=True) as file: file.write_text(''.join(json.dumps(r) + '\n' for r in rows))
 
-# %% ../nbs/17_reinforce.ipynb #17-024
+# %% ../nbs/17_reinforce.ipynb #17-026
 @dataclass
 class RunSettings:
     "What a run draws from, and how long it goes on."
@@ -221,6 +246,7 @@ class RunSettings:
     hardness: float = 1.  # of the `Curriculum`
     save_every: int = 10  # updates
     seed: int = 0
+    average: float = 0.  # decay of the running average of the weights, `Run.averaged`; 0: it is the weights
 
 class Run:
     "Updates of a trainer on a pool of pairs; resumes from `folder` when there is a checkpoint."
@@ -236,6 +262,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.predict = diagnose and Predictions(diagnose, self.folder / f'diagnoses{rank() or ""}.jsonl')
         self.curriculum = Curriculum(self.settings.pool, self.settings.hardness)
+        self.average = [p.detach().clone() for p in trainer.parameters]
         if self.checkpoint.exists(): self.resume()
         trainer.log = self.folder / 'log.jsonl'
         if not rank(): write_rows(trainer.log, trainer.history)  # what came after the checkpoint is done again
@@ -246,7 +273,7 @@ class Run:
     def save(self):
         "All that the run needs to go on, whole or not at all."
         if rank(): return
-        state = dict(trainer=self.trainer.state(), left=self.curriculum.left, asked=self.asked)
+        state = dict(trainer=self.trainer.state(), left=self.curriculum.left, asked=self.asked, average=self.average)
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
     @property
@@ -262,6 +289,11 @@ class Run:
             raise ValueError(f'{self.checkpoint} belongs to a run with another {", ".join(differ)}: take another folder')
         self.trainer.load_state(state['trainer'])
         self.curriculum.left = state['left']
+        self.average = [value.to(p.device) for value, p in zip(state['average'], self.trainer.parameters, strict=True)]
+
+    def averaged(self):
+        "The running average in the place of the weights, for a while."
+        return holding(self.trainer.parameters, self.average)
 
     def update(self) -> dict:
         "One update on photos that the curriculum draws; each process takes its share of them."
@@ -274,6 +306,9 @@ class Run:
         left = torch.zeros(s.photos)
         for i, value in enumerate(self.left()): left[rank() * len(share) + i] = value
         self.curriculum.saw(members, total(left))
+        decay = min(s.average, (number + 1) / (number + 10))  # short at first, when there is little to average
+        with torch.no_grad():
+            for mean, p in zip(self.average, self.trainer.parameters): mean.lerp_(p, 1 - decay)
         return record
 
     def left(self) -> list[float]:
@@ -288,7 +323,7 @@ class Run:
             if len(self.trainer.history) % self.settings.save_every == 0 or len(self.trainer.history) == self.settings.updates: self.save()
         return self.trainer.history
 
-# %% ../nbs/17_reinforce.ipynb #17-026
+# %% ../nbs/17_reinforce.ipynb #17-028
 def reinforce(
     a:argparse.Namespace,  # arguments of `main`
 ):
@@ -315,7 +350,7 @@ def reinforce(
     trainer = make[a.method]()
     stream = PairStream(clean_photos(a.photos, read_exclusions(*a.exclude)), a.size, Recipe(max_kinds=a.max_kinds), seed=a.seed)
     diagnose = partial(measured_diagnoses, reasoner)
-    run = Run(trainer, stream, diagnose, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed))
+    run = Run(trainer, stream, diagnose, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
     held_out = validation_pairs(a.held_out, a.held_out_count, 256) if a.held_out and not rank() else []
     told = Predictions(diagnose, a.out / 'held_out_diagnoses.jsonl')(held_out) if held_out else []
     before = a.out / 'before.jsonl'
@@ -323,12 +358,12 @@ def reinforce(
         with lora_off(policy.module): write_rows(before, measure(restorer, held_out, told, judges))
     run.go()
     if rank(): return
-    merge_lora(policy.module)
+    with run.averaged(): merge_lora(policy.module)
     save_nano_restorer(policy.module, a.out / 'weights')
-    save_correction(policy.module, load_nano_restorer(None if a.restorer == 'nano' else a.restorer), a.out / 'correction', a.rank, a.restorer)
+    save_correction(policy.module, load_nano_restorer(a.restorer), a.out / 'correction', a.rank, a.restorer)
     if held_out: write_rows(a.out / 'after.jsonl', measure(restorer, held_out, told, judges))
 
-# %% ../nbs/17_reinforce.ipynb #17-028
+# %% ../nbs/17_reinforce.ipynb #17-030
 def main(args:list[str]|None=None):
     "Command line: improve the nano restorer by the reasoner's reward."
     p = argparse.ArgumentParser(prog='python -m rr.reinforce', description="Improve the nano restorer by the drop in severity that the reasoner measures.")
@@ -356,6 +391,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--held-out', type=Path, help='folder of photos to measure on, before and after')
     p.add_argument('--held-out-count', type=int, default=42, help='how many')
     p.add_argument('--other-judge', help='a reasoner that gives no reward, or a folder with the tower.pt of rr.finetune tower, for --held-out')
+    p.add_argument('--average', type=float, default=0., help="decay of a running average of the weights, which is what is saved in the end; 0: none")
     p.add_argument('--save-every', type=int, default=10, help='updates between checkpoints')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)

@@ -26,7 +26,7 @@ from torch import nn
 from .core import autocast, has_bf16, pick_device, seeded, to_pil
 from .degrade import DEGRADATIONS, severity_of, strength
 from .diagnosis import Diagnosis, diagnosis_vectors, written_value
-from .nano import glance_at, measure_blur
+from .nano import SHIPPED_RESTORERS, glance_at, is_nano_restorer, measure_blur
 
 logger = logging.getLogger('rr.restorer')
 
@@ -260,12 +260,11 @@ class Restorer:
 
     @staticmethod
     def from_pretrained(
-        name='nano',  # 'nano', a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
+        name='nano',  # 'nano', 'nano-rl', a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
         **options,  # of `NanoRestorer.from_pretrained` or `QwenRestorer.from_pretrained`
     ) -> 'Restorer':
         "The restorer of that name; which size it is shows in its files."
-        folder = Path(name)
-        if name == 'nano' or (folder / 'config.json').is_file(): return NanoRestorer.from_pretrained(name, **options)
+        if is_nano_restorer(name): return NanoRestorer.from_pretrained(name, **options)
         return QwenRestorer.from_pretrained(name, **options)
 
     def embed_with_mask(self, diagnoses): "(B,T,D) hidden states of the texts, (B,T) True at their tokens"
@@ -341,7 +340,7 @@ class NanoRestorer(Restorer):
 
     @classmethod
     def from_pretrained(cls,
-        name='nano',  # 'nano', or a folder that holds a trained `NanoRestorerNet`
+        name='nano',  # 'nano', 'nano-rl' (after reinforcement learning), or a folder of weights or of a correction
         device=None,  # default: the fastest here
         reasoner=None,  # (model, processor) of a nano reasoner that is already loaded
         **options,  # of `NanoRestorer`
@@ -349,7 +348,7 @@ class NanoRestorer(Restorer):
         "The shipped weights, or those in a folder; the text encoder is the nano reasoner's language model."
         from rr.nano import load_nano_reasoner, load_nano_restorer
         with one_line_errors(name):
-            net = load_nano_restorer() if name == 'nano' else load_nano_restorer(Path(name))
+            net = load_nano_restorer(name)
             model, processor = reasoner or load_nano_reasoner()
         return cls(net, model.model.language_model, processor.tokenizer, device, **options)
 
@@ -661,7 +660,7 @@ def find_configs(
     "The model's configuration files; from the hub only these are fetched, no weights."
     if not Path(name).is_dir():
         if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)):
-            raise RestorerError(f"{name}: neither a folder nor a hub id ('owner/model'), nor 'nano'")
+            raise RestorerError(f"{name}: neither a folder nor a hub id ('owner/model'), nor one of {', '.join(SHIPPED_RESTORERS)}")
         from huggingface_hub import snapshot_download
         return Path(snapshot_download(str(name), allow_patterns=['model_index.json', '*/config.json']))
     folder = Path(name)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+if workers := int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', 0)):  # side by side: the cores are shared, not fought for
+    os.environ.setdefault('OMP_NUM_THREADS', str(max(1, os.cpu_count() // workers)))
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
 ROOT = Path(__file__).resolve().parents[1]

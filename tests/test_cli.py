@@ -180,6 +180,13 @@ def test_evaluate_prints_a_table_and_keeps_its_records(tmp_path, photos):
     assert as_json.stdout.splitlines() == lines, 'known records are not made again'
 
 
+def test_after_reinforcement_learning(tmp_path, photos):
+    done = rr_command('restore', photos / 'monday/IMG_1.png', '--rl', '--out', tmp_path)
+    assert done.returncode == 0, done.stderr
+    twice = rr_command('restore', photos / 'monday/IMG_1.png', '--rl', '--restorer', 'nano', '--out', tmp_path)
+    assert twice.returncode == 2 and 'not allowed with' in twice.stderr
+
+
 def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(tmp_path):
     done = rr_command(
         'diagnose', CAT, '--reasoner', 'Qwen/Qwen3-VL-4B-Instruct', HF_HUB_OFFLINE='1', HF_HOME=tmp_path

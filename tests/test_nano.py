@@ -11,7 +11,7 @@ from rr.degrade import DEGRADATIONS, KINDS, blur_kernel, degrade, strength
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
 from rr.nano import BLOCK, BOLD, CAREFUL, TOWER_DEPTHS, TOWER_WIDTHS, WINDOW, NanoRestorerNet, NanoTower, build_nano_reasoner, load_nano_reasoner
-from rr.nano import load_nano_restorer, nano_processor, nano_reasoner_config, save_correction, save_nano_reasoner, save_nano_restorer, tower_shape, train_tokenizer
+from rr.nano import SHIPPED_RESTORERS, is_nano_restorer, load_nano_restorer, nano_processor, nano_reasoner_config, save_correction, save_nano_reasoner, save_nano_restorer, tower_shape, train_tokenizer
 from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
@@ -255,3 +255,9 @@ def test_a_correction_is_what_a_low_rank_change_did_and_belongs_to_its_weights(t
     with torch.no_grad(): base.into.bias += .1
     save_nano_restorer(base, tmp_path/'base')
     with pytest.raises(ValueError, match='other weights'): load_nano_restorer(tmp_path/'tuned')
+
+def test_shipped_restorers_share_a_shape_and_differ():
+    nets = {name: load_nano_restorer(name) for name in SHIPPED_RESTORERS}
+    assert list(nets) == ['nano', 'nano-rl'] and all(is_nano_restorer(name) for name in nets) and not is_nano_restorer('Qwen/Qwen-Image-Edit-2509')
+    before, after = (net.state_dict() for net in nets.values())
+    assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)

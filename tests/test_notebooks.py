@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT, python, tracked_files
 
 NOTEBOOKS = sorted(p for p in (ROOT / 'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+STABLE = ('00_core', '01_degrade', '02_severity', '03_diagnosis', '05_data', 'tour_of_degradations', 'paper_to_code')  # no network, no training: they say the same in every run
 SKIPPED_FLAGS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['nbdev']['tst_flags'].split()
 RUN = """
 import sys
@@ -39,7 +40,7 @@ def test_notebooks_are_numbered_without_gaps():
     assert len(numbers) > 5 and len(numbers) == len(set(numbers)) and numbers[0] == 0
 
 
-@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize('notebook', [p for p in NOTEBOOKS if p.stem not in STABLE], ids=lambda p: p.stem)
 def test_notebook_runs_offline_on_the_cpu(notebook):
     done = python(
         '-c', RUN, notebook, ROOT, *SKIPPED_FLAGS, cwd=ROOT, HF_HUB_OFFLINE='1', CUDA_VISIBLE_DEVICES=''
@@ -75,7 +76,6 @@ def test_notebooks_hold_real_output_and_no_error():
         )
 
 
-STABLE = ('00_core', '01_degrade', '02_severity', '03_diagnosis', '05_data', 'tour_of_degradations', 'paper_to_code')  # no network, no training
 CHANGES = re.compile(r'time|seconds|speed|memory|[Tt]emp|seed\(\)|%')  # in a cell whose text may differ from run to run
 NUMBER = re.compile(r'[-+]?\d*\.?\d+(?:e[-+]?\d+)?')
 
@@ -89,13 +89,14 @@ def texts(notebook):
 
 
 @pytest.mark.parametrize('name', STABLE)
-def test_text_is_what_the_code_says_today(name):
-    "Runs the notebook again and compares: words must be equal, numbers within a thousandth."
+def test_notebook_runs_and_says_what_is_stored(name, monkeypatch):
+    "Words must be equal, numbers within a thousandth."
     import nbformat
     from nbclient import NotebookClient
 
     path = next(p for p in NOTEBOOKS if p.stem == name)
     stored, again = (nbformat.read(path, 4) for _ in range(2))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     NotebookClient(again, timeout=300, resources={'metadata': {'path': str(path.parent)}}).execute()
     stale = []
     for (source, was), (_, now) in zip(texts(stored), texts(again), strict=True):

@@ -119,7 +119,7 @@ def test_pyproject_is_small():
 
 
 def test_ci_runs_the_command_of_the_readme():
-    command = "pip install -e '.[dev]' && python -m pytest tests"
+    command = "pip install -e '.[dev]' && python -m pytest tests -n 2 --dist worksteal"
     readme = (ROOT / 'README.md').read_text().splitlines()
     ci = (ROOT / '.ci/run').read_text().splitlines()
     assert command in readme and command in ci

@@ -12,7 +12,7 @@ from rr.nano import NanoRestorerNet, load_nano_restorer
 from rr.finetune import TowerTrainer, TowerTraining
 from rr.nano import NanoTower
 from rr.reasoner import Reasoner
-from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, main, measure, merge_lora, moved,
+from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, change_table, main, measure, merge_lora, moved,
                           nft_loss)
 from rr.restorer import NanoFlowPolicy, NanoRestorer
 from rr.rl import (GRPO, STEPS, SeverityReward, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
@@ -332,3 +332,14 @@ def test_measure_counts_what_is_left():
     rows = measure(Half(), pairs, [Diagnosis()] * 3, {'judge': Judge()}, batch=2)
     assert [r['photo'] for r in rows] == [p.name for p in pairs]
     for r, p in zip(rows, pairs): assert r['left_judge'] == pytest.approx(float(p.degraded.clamp(0, 1).mean()) * 35, abs=1e-3)
+
+
+def test_changes_are_paired_by_photo():
+    row = lambda name, photo, psnr, left: dict(condition='mixed', restorer=name, photo=photo, seed=1, psnr_before=9., psnr_after=psnr, left_judge=left)
+    easy, hard = (20., 10.), (30., 90.)
+    rows = [row('a', str(i), *(hard if i % 2 else easy)) for i in range(8)] + [row('b', str(i), p + .5, .8 * l) for i in range(8) for p, l in [hard if i % 2 else easy]]
+    rows += [row('a', 'clean', float('inf'), 0.), row('b', 'clean', float('inf'), 0.)]
+    table = change_table(rows[::-1], 'a')  # in any order
+    assert len(table) == 1 and table[0]['restorer'] == 'b' and table[0]['photos'] == 9
+    assert table[0]['PSNR, dB'] == '+0.50 [+0.50, +0.50]', 'photos differ by 10 dB, the restorers by half of one'
+    assert table[0]['left, judge'] == '44.4 to 35.6' and table[0]['change, judge, %'] == '-20 [-20, -20]'
