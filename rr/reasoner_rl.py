@@ -218,6 +218,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--held-out', type=Path, help='folder of photos to measure on, before and after')
     p.add_argument('--held-out-count', type=int, default=80, help='how many')
+    p.add_argument('--average', type=float, default=0., help='decay of a running average of the weights, which is what is saved in the end; 0: none')
     p.add_argument('--save-every', type=int, default=10, help='updates between checkpoints')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)
@@ -233,9 +234,11 @@ def main(args:list[str]|None=None):
     reasoner = Reasoner(add_adapter(base.model, a.rank, vision=a.vision), base.processor, base.prompt, base.make_views, base.batch_size, base.kinds)
     trainer = ReasonerGRPO(reasoner, config=ReasonerGRPOConfig(a.group, a.temperature, a.lr, kl=a.kl, seed=a.seed))
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
-    Run(trainer, stream(photos, a.seed, a.size), None, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed)).go()
-    save_adapter(reasoner.model, a.out/'adapter', a.base, base.kinds)
-    if held_out: write_rows(a.out/'after.jsonl', severity_rows(reasoner, held_out))
+    run = Run(trainer, stream(photos, a.seed, a.size), None, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
+    run.go()
+    with run.averaged():
+        save_adapter(reasoner.model, a.out/'adapter', a.base, base.kinds)
+        if held_out: write_rows(a.out/'after.jsonl', severity_rows(reasoner, held_out))
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook
 

@@ -391,7 +391,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--held-out', type=Path, help='folder of photos to measure on, before and after')
     p.add_argument('--held-out-count', type=int, default=42, help='how many')
     p.add_argument('--other-judge', help='a reasoner that gives no reward, or a folder with the tower.pt of rr.finetune tower, for --held-out')
-    p.add_argument('--average', type=float, default=0., help="decay of a running average of the weights, which is what is saved in the end; 0: none")
+    p.add_argument('--average', type=float, default=0., help='decay of a running average of the weights, which is what is saved in the end; 0: none')
     p.add_argument('--save-every', type=int, default=10, help='updates between checkpoints')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)

@@ -170,6 +170,28 @@ def test_a_run_that_was_killed_ends_where_it_would_have_ended(tmp_path, kind):
     assert [r['update'] for r in lines] == list(range(6))
 
 
+def test_the_running_average_lags_behind_and_survives_a_kill(tmp_path):
+    whole, cut = (make_run(tmp_path / name, 6, average=.7) for name in ('whole', 'cut'))
+    weight = whole.trainer.policy.net.weight
+    path = [weight.detach().clone()]
+    for _ in range(6):
+        whole.update()
+        path.append(weight.detach().clone())
+    expected = path[0]
+    for i, now in enumerate(path[1:]): expected = expected.lerp(now, 1 - min(.7, (i + 1) / (i + 10)))
+    with whole.averaged(): assert torch.allclose(weight, expected) and not torch.equal(weight, path[-1])
+    assert torch.equal(weight, path[-1]), 'afterwards the run can go on'
+    for _ in range(3): cut.update()
+    cut.save()
+    again = make_run(tmp_path / 'cut', 6, average=.7)
+    again.go()
+    assert all(torch.equal(a, b) for a, b in zip(again.average, whole.average))
+    with pytest.raises(ValueError, match='another run average:'): make_run(tmp_path / 'cut', 6)
+    plain = make_run(tmp_path / 'plain', 2)
+    plain.go()
+    with plain.averaged(): assert torch.equal(plain.trainer.policy.net.weight, plain.average[0]) and torch.equal(plain.average[0], plain.trainer.parameters[0])
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     make_run(tmp_path, 2).go()
     with pytest.raises(ValueError, match='another run hardness:'): make_run(tmp_path, 4, hardness=0.)
