@@ -179,11 +179,15 @@ class Curriculum:
         self.left[members] = left.float().cpu()
 
 # %% ../nbs/17_reinforce.ipynb #17-019
-def merge_lora(module):
+def merge_lora(
+    module,  # a network with a LoRA in it
+    strength:float=1.,  # share of the LoRA that is added
+):
     "Add every LoRA of a network to the layer that it corrects; the network is then as if it never had one."
     from peft.tuners.tuners_utils import BaseTunerLayer
     for name, layer in list(module.named_modules()):
         if not isinstance(layer, BaseTunerLayer): continue
+        layer.scale_layer(strength)
         layer.merge()
         parent, _, child = name.rpartition('.')
         setattr(module.get_submodule(parent), child, layer.get_base_layer())
@@ -358,7 +362,7 @@ def reinforce(
         with lora_off(policy.module): write_rows(before, measure(restorer, held_out, told, judges))
     run.go()
     if rank(): return
-    with run.averaged(): merge_lora(policy.module)
+    with run.averaged(): merge_lora(policy.module, a.strength)
     save_nano_restorer(policy.module, a.out / 'weights')
     save_correction(policy.module, load_nano_restorer(a.restorer), a.out / 'correction', a.rank, a.restorer)
     if held_out: write_rows(a.out / 'after.jsonl', measure(restorer, held_out, told, judges))
@@ -392,6 +396,7 @@ def main(args:list[str]|None=None):
     p.add_argument('--held-out-count', type=int, default=42, help='how many')
     p.add_argument('--other-judge', help='a reasoner that gives no reward, or a folder with the tower.pt of rr.finetune tower, for --held-out')
     p.add_argument('--average', type=float, default=0., help='decay of a running average of the weights, which is what is saved in the end; 0: none')
+    p.add_argument('--strength', type=float, default=1., help='share of what was learnt that is saved in the end')
     p.add_argument('--save-every', type=int, default=10, help='updates between checkpoints')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)

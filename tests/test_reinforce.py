@@ -302,6 +302,18 @@ def test_a_killed_run_along_the_gradient_goes_on(judge, tmp_path):
 
 # The nano restorer
 
+def test_a_share_of_a_lora_lies_between_before_and_after():
+    def merged(strength):
+        torch.manual_seed(0)
+        policy = train_lora(NanoFlowPolicy(NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))), rank=2)
+        for n, p in policy.module.named_parameters():
+            if 'lora_B' in n: nn.init.normal_(p, std=.05)
+        return merge_lora(policy.module, strength).state_dict()
+    before, half, after = merged(0.), merged(.5), merged(1.)
+    for key in before: assert torch.allclose(half[key], (before[key] + after[key]) / 2, atol=1e-6)
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
 def test_a_merged_lora_is_the_network_with_it():
     torch.manual_seed(0)
     net = NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))
