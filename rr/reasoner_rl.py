@@ -242,7 +242,7 @@ def main(args:list[str]|None=None):
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-022
+# %% ../nbs/18_reasoner_rl.ipynb #18-023
 def trl_rows(
     pairs:list,  # `Pair`s
     prompt,  # a `Prompt` without examples, such as `rr.reasoner.FULL_PROMPT`

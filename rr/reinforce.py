@@ -231,7 +231,7 @@ def change_table(
         for judge in judges:
             left = values[f'left_{judge}']
             row[f'left, {judge}'] = '{:.1f} to {:.1f}'.format(*left.mean(0))
-            row[f'change, {judge}, %'] = said(left, lambda v: 100 * float(v[:, 1].mean() / max(v[:, 0].mean(), 1e-9) - 1), '+.0f')
+            row[f'change, {judge}, %'] = said(left, lambda v: 100 * float(v[:, 1].mean() / max(v[:, 0].mean(), 1e-9) - 1), '+.0f') if left[:, 0].mean() >= 1 else ''  # percent of nothing say nothing
         table.append(row)
     return Table(table)
 
