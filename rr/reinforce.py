@@ -18,7 +18,7 @@ import torch
 
 from .core import atomic_path, processes, psnr, rank, seeded, sum_gradients, total
 from .data import PairStream, Recipe, clean_photos, read_exclusions
-from .flow import Predictions, charbonnier, spectral
+from .flow import Predictions, WeightAverage, charbonnier, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise, measured_diagnoses
 from .rl import GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group, severity_reward, train_lora
@@ -214,24 +214,34 @@ def measure(
 
 # %% ../nbs/17_reinforce.ipynb #17-023
 def change_table(
-    rows:list[dict],  # of `measure`, each with the name of its `restorer` and perhaps a `condition`
+    rows:list[dict],  # of `measure`, each with the name of its `restorer` and perhaps a `condition`; its first judge is the one that gave the reward
     first:str,  # the restorer that the others are compared with
 ) -> Table:
     "What each restorer changed, with paired 95% intervals over photos: PSNR, and the severity left for each judge."
     from rr.evaluate import bootstrap
     named = {(r.get('condition', ''), r['restorer'], r['photo'], r['seed']): r for r in rows}
-    judges = [k.removeprefix('left_') for k in rows[0] if k.startswith('left_')]
+    paying, *others = [k for k in rows[0] if k.startswith('left_')]
     def said(values, statistic, form): return f'{statistic(values):{form}} [{", ".join(f"{v:{form}}" for v in bootstrap(values, statistic))}]'
+    def change(v): return 100 * float(v[:, 1].mean() / max(v[:, 0].mean(), 1e-9) - 1)
     table = []
     for condition, name in dict.fromkeys((r.get('condition', ''), r['restorer']) for r in rows if r['restorer'] != first):
         pairs = [(named[condition, first, photo, seed], r) for (c, n, photo, seed), r in named.items() if (c, n) == (condition, name)]
-        values = {key: np.array([(a[key], b[key]) for a, b in pairs]) for key in ('psnr_after', *(f'left_{j}' for j in judges))}
-        seen = values['psnr_after'][np.isfinite(values['psnr_after']).all(1)]  # a clean photo that nobody touches has no finite PSNR
-        row = dict(condition=condition, restorer=name, photos=len(pairs)) | {'PSNR, dB': said(seen, lambda v: float((v[:, 1] - v[:, 0]).mean()), '+.2f') if len(seen) else ''}
-        for judge in judges:
-            left = values[f'left_{judge}']
+        def by_photo(pairs, key):  # (photos, 2): before and after, mean over the damages of a photo
+            found = {}
+            for pair in pairs: found.setdefault(pair[0]['photo'], []).append([r[key] for r in pair])
+            return np.array([np.mean(values, 0) for values in found.values()])
+        seen = [p for p in pairs if all(np.isfinite(r['psnr_after']) for r in p)]  # a clean photo that nobody touches has no finite PSNR
+        gains = [b['psnr_after'] - a['psnr_after'] for a, b in seen]
+        row = dict(condition=condition, restorer=name, photos=len({a['photo'] for a, _ in pairs}), damages=len(pairs))
+        if seen: row |= {'PSNR, dB': said(by_photo(seen, 'psnr_after'), lambda v: float((v[:, 1] - v[:, 0]).mean()), '+.2f'),
+                         'better': f'{sum(g > 0 for g in gains)} of {len(gains)}', 'worst, dB': min(gains)}
+        drop = {key: -np.diff(by_photo(pairs, key))[:, 0] for key in (paying, *others)}
+        for key in drop:
+            judge, left = key.removeprefix('left_'), by_photo(pairs, key)
             row[f'left, {judge}'] = '{:.1f} to {:.1f}'.format(*left.mean(0))
-            row[f'change, {judge}, %'] = said(left, lambda v: 100 * float(v[:, 1].mean() / max(v[:, 0].mean(), 1e-9) - 1), '+.0f') if left[:, 0].mean() >= 1 else ''  # percent of nothing say nothing
+            row[f'change, {judge}, %'] = said(left, change, '+.0f') if left[:, 0].mean() >= 1 else ''  # percent of nothing say nothing
+            if key != paying and bootstrap(drop[paying], np.mean)[0] > 0:
+                row[f'gain seen by {judge}'] = said(np.stack([drop[paying], drop[key]], 1), lambda v: float(v[:, 1].mean() / v[:, 0].mean()), '.2f')
         table.append(row)
     return Table(table)
 
@@ -266,7 +276,8 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.predict = diagnose and Predictions(diagnose, self.folder / f'diagnoses{rank() or ""}.jsonl')
         self.curriculum = Curriculum(self.settings.pool, self.settings.hardness)
-        self.average = [p.detach().clone() for p in trainer.parameters]
+        self.trained = torch.nn.ParameterList(trainer.parameters)
+        self.average = WeightAverage(self.trained, self.settings.average)
         if self.checkpoint.exists(): self.resume()
         trainer.log = self.folder / 'log.jsonl'
         if not rank(): write_rows(trainer.log, trainer.history)  # what came after the checkpoint is done again
@@ -277,7 +288,7 @@ class Run:
     def save(self):
         "All that the run needs to go on, whole or not at all."
         if rank(): return
-        state = dict(trainer=self.trainer.state(), left=self.curriculum.left, asked=self.asked, average=self.average)
+        state = dict(trainer=self.trainer.state(), left=self.curriculum.left, asked=self.asked, average=self.average.weights, average_steps=self.average.steps)
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
     @property
@@ -293,11 +304,11 @@ class Run:
             raise ValueError(f'{self.checkpoint} belongs to a run with another {", ".join(differ)}: take another folder')
         self.trainer.load_state(state['trainer'])
         self.curriculum.left = state['left']
-        self.average = [value.to(p.device) for value, p in zip(state['average'], self.trainer.parameters, strict=True)]
+        self.average.weights, self.average.steps = {k: v.to(self.average.weights[k].device) for k, v in state['average'].items()}, state['average_steps']
 
     def averaged(self):
         "The running average in the place of the weights, for a while."
-        return holding(self.trainer.parameters, self.average)
+        return holding(self.trainer.parameters, list(self.average.weights.values()))
 
     def update(self) -> dict:
         "One update on photos that the curriculum draws; each process takes its share of them."
@@ -310,9 +321,7 @@ class Run:
         left = torch.zeros(s.photos)
         for i, value in enumerate(self.left()): left[rank() * len(share) + i] = value
         self.curriculum.saw(members, total(left))
-        decay = min(s.average, (number + 1) / (number + 10))  # short at first, when there is little to average
-        with torch.no_grad():
-            for mean, p in zip(self.average, self.trainer.parameters): mean.lerp_(p, 1 - decay)
+        self.average.update(self.trained)
         return record
 
     def left(self) -> list[float]:

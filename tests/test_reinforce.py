@@ -178,18 +178,19 @@ def test_the_running_average_lags_behind_and_survives_a_kill(tmp_path):
         whole.update()
         path.append(weight.detach().clone())
     expected = path[0]
-    for i, now in enumerate(path[1:]): expected = expected.lerp(now, 1 - min(.7, (i + 1) / (i + 10)))
+    for i, now in enumerate(path[1:]): expected = expected.lerp(now, 1 - min(.7, (i + 2) / (i + 11)))
     with whole.averaged(): assert torch.allclose(weight, expected) and not torch.equal(weight, path[-1])
     assert torch.equal(weight, path[-1]), 'afterwards the run can go on'
     for _ in range(3): cut.update()
     cut.save()
     again = make_run(tmp_path / 'cut', 6, average=.7)
     again.go()
-    assert all(torch.equal(a, b) for a, b in zip(again.average, whole.average))
+    assert all(torch.equal(value, whole.average.weights[key]) for key, value in again.average.weights.items())
     with pytest.raises(ValueError, match='another run average:'): make_run(tmp_path / 'cut', 6)
     plain = make_run(tmp_path / 'plain', 2)
     plain.go()
-    with plain.averaged(): assert torch.equal(plain.trainer.policy.net.weight, plain.average[0]) and torch.equal(plain.average[0], plain.trainer.parameters[0])
+    last = plain.trainer.policy.net.weight.detach().clone()
+    with plain.averaged(): assert torch.equal(plain.trainer.policy.net.weight, last), 'without an average it is the weights'
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
@@ -368,12 +369,27 @@ def test_measure_counts_what_is_left():
     for r, p in zip(rows, pairs): assert r['left_judge'] == pytest.approx(float(p.degraded.clamp(0, 1).mean()) * 35, abs=1e-3)
 
 
+def change_row(name, photo, psnr, left, seed=1, other=0.): return dict(condition='mixed', restorer=name, photo=photo, seed=seed, psnr_before=9., psnr_after=psnr, left_judge=left, left_other=other)
+
+
 def test_changes_are_paired_by_photo():
-    row = lambda name, photo, psnr, left: dict(condition='mixed', restorer=name, photo=photo, seed=1, psnr_before=9., psnr_after=psnr, left_judge=left)
     easy, hard = (20., 10.), (30., 90.)
-    rows = [row('a', str(i), *(hard if i % 2 else easy)) for i in range(8)] + [row('b', str(i), p + .5, .8 * l) for i in range(8) for p, l in [hard if i % 2 else easy]]
-    rows += [row('a', 'clean', float('inf'), 0.), row('b', 'clean', float('inf'), 0.)]
+    rows = [change_row('a', str(i), *(hard if i % 2 else easy)) for i in range(8)] + [change_row('b', str(i), p + .5, .8 * l) for i in range(8) for p, l in [hard if i % 2 else easy]]
+    rows += [change_row('a', 'clean', float('inf'), 0.), change_row('b', 'clean', float('inf'), 0.)]
     table = change_table(rows[::-1], 'a')  # in any order
-    assert len(table) == 1 and table[0]['restorer'] == 'b' and table[0]['photos'] == 9
+    assert len(table) == 1 and table[0]['restorer'] == 'b' and table[0]['photos'] == table[0]['damages'] == 9
     assert table[0]['PSNR, dB'] == '+0.50 [+0.50, +0.50]', 'photos differ by 10 dB, the restorers by half of one'
+    assert table[0]['better'] == '8 of 8' and table[0]['worst, dB'] == .5
     assert table[0]['left, judge'] == '44.4 to 35.6' and table[0]['change, judge, %'] == '-20 [-20, -20]'
+    assert table[0]['change, other, %'] == '', 'nothing was left'
+
+
+def test_damages_of_one_photo_are_not_independent():
+    drops = [2., 4., 6., 8., 10., 30.]
+    def rows(damages): return [change_row(n, str(i), 20., 50. - d * (n == 'b'), s, 40. - d / 2 * (n == 'b')) for i, d in enumerate(drops) for s in range(damages) for n in 'ab']
+    once, often = (change_table(rows(k), 'a')[0] for k in (1, 5))
+    assert often['damages'] == 30 and often['photos'] == once['photos'] == 6
+    assert often['change, judge, %'] == once['change, judge, %'], 'the same damage again adds no certainty'
+    assert once['gain seen by other'] == '0.50 [0.50, 0.50]'
+    worse = [r | dict(left_judge=100 - r['left_judge']) for r in rows(1)]
+    assert 'gain seen by other' not in change_table(worse, 'a')[0], 'no gain, no share of it'
