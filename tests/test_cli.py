@@ -9,7 +9,7 @@ import torch
 
 from conftest import python, rr_command
 from rr.cli import DEGRADATION_OPTIONS, RECIPE_NAMES, SECTIONS, build_parser, for_each, printable, result_stems
-from rr.core import bundled_photos, damaged_photo, read_photo
+from rr.core import bundled_photos, damaged_photo, psnr, read_photo, to_tensor
 
 CAT = bundled_photos()['cat']
 
@@ -180,9 +180,11 @@ def test_evaluate_prints_a_table_and_keeps_its_records(tmp_path, photos):
     assert as_json.stdout.splitlines() == lines, 'known records are not made again'
 
 
-def test_after_reinforcement_learning(tmp_path, photos):
-    done = rr_command('restore', photos / 'monday/IMG_1.png', '--rl', '--out', tmp_path)
+def test_after_reinforcement_learning(tmp_path, photos, restored):
+    done = rr_command('restore', damaged_photo(), '--rl', '--out', tmp_path)
     assert done.returncode == 0, done.stderr
+    plain, tuned = (to_tensor(folder / 'damaged.restored.png') for folder in (restored[2], tmp_path))
+    assert plain.shape == tuned.shape and psnr(plain, tuned) > 25 and not torch.equal(plain, tuned), 'a small change, and one'
     twice = rr_command('restore', photos / 'monday/IMG_1.png', '--rl', '--restorer', 'nano', '--out', tmp_path)
     assert twice.returncode == 2 and 'not allowed with' in twice.stderr
 

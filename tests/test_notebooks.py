@@ -1,6 +1,7 @@
 "The notebooks run, are clean, and are what the package and the README are made from."
 
 import configparser
+import json
 import re
 import shutil
 import subprocess
@@ -103,6 +104,19 @@ def test_notebook_runs_and_says_what_is_stored(name, monkeypatch):
         close = all(float(a) == pytest.approx(float(b), rel=1e-3, abs=1e-3) for a, b in zip(NUMBER.findall(was), NUMBER.findall(now)))
         if NUMBER.sub('#', was) != NUMBER.sub('#', now) or not close: stale.append(f'{source[:80]!r}: {was[:200]!r} is now {now[:200]!r}')
     assert stale == [], f'run {path.name} again and keep its output'
+
+
+def test_the_heads_say_what_was_measured():
+    import nbformat
+
+    sys.path.insert(0, str(ROOT / 'docs'))
+    import measure_notebooks as m
+
+    measured = {r['notebook']: r for r in map(json.loads, m.RECORDS.read_text().splitlines())}
+    assert set(measured) == {p.stem for p in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        rows = m.ROW.findall(nbformat.read(path, 4).cells[0].source)
+        assert rows == ([] if path.stem == 'index' else [m.said(measured[path.stem])]), path.name
 
 
 def test_readme_is_the_index_notebook():
