@@ -13,6 +13,7 @@ from traitlets.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / 'docs/images'
+ALT = 'The damaged photo, the restored one, the original'  # of the only picture
 
 
 def shown(notebook):
@@ -38,6 +39,7 @@ def render():
     resources = {'output_files_dir': 'docs/images', 'unique_key': 'readme'}
     text, resources = MarkdownExporter(config=config).from_notebook_node(notebook, resources)
     text = re.sub(r'\]\(((?:lessons/|\d\d_)\w+\.ipynb)\)', r'](nbs/\1)', text)
+    text = text.replace('![png](', f'![{ALT}](')
     text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return text, {Path(name).name: data for name, data in resources['outputs'].items()}
 

@@ -13,8 +13,10 @@ from functools import cache
 from pathlib import Path
 
 # %% ../nbs/16_cli.ipynb #16-005
-DEGRADATION_OPTIONS = {'fog': 'fog by atmospheric scattering', 'rain': 'rain streaks and their veil', 'snow': 'snow flakes and their veil',
-                       'blur': 'out of focus or moved', 'low-light': 'too little exposure', 'noise': 'sensor noise', 'jpeg': 'JPEG compression'}
+DEGRADATION_OPTIONS = {
+    'fog': 'fog by atmospheric scattering', 'rain': 'rain streaks and their veil',
+    'snow': 'snow flakes and their veil', 'blur': 'out of focus or moved', 'low-light': 'too little exposure',
+    'noise': 'sensor noise', 'jpeg': 'JPEG compression'}
 
 SECTIONS = 'reasoner', 'restorer', 'speed'
 RECIPE_NAMES = 'training', 'evaluation', 'single', 'paper', 'paper-all', 'haze', 'extended', 'regions'
@@ -49,9 +51,12 @@ def _add_restorer(parser:argparse.ArgumentParser):
     "Options of the commands that restore."
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--restorer', default='nano', metavar='NAME', help=WHICH_MODEL)
-    which.add_argument('--rl', action='store_const', const='nano-rl', dest='restorer', help='the nano restorer after reinforcement learning (nano-rl)')
+    which.add_argument('--rl', action='store_const', const='nano-rl', dest='restorer',
+                       help='the nano restorer after reinforcement learning (nano-rl)')
     parser.add_argument('--steps', type=at_least(1), help='of the restorer (default 1 for nano, 40 for Qwen)')
-    parser.add_argument('--no-measure', dest='measure', action='store_false', help='restore by the blur that the reasoner states, not by the one that the photo shows')
+    parser.add_argument('--no-measure', dest='measure', action='store_false',
+                        help='restore by the blur that the reasoner states, '
+                             'not by the one that the photo shows')
 
 # %% ../nbs/16_cli.ipynb #16-007
 def build_parser() -> argparse.ArgumentParser:
@@ -94,21 +99,32 @@ def _degrade_options(parser):
 
 def _synthesize_options(parser):
     parser.add_argument('folder', metavar='CLEAN_DIR')
-    parser.add_argument('out', metavar='OUT_DIR', help='one that was begun with the same settings is continued')
-    parser.add_argument('--n', type=at_least(1), default=1000, help='pairs in OUT_DIR at the end (default 1000)')
-    parser.add_argument('--recipe', choices=RECIPE_NAMES, default='evaluation', help='what is drawn (default evaluation)')
+    parser.add_argument('out', metavar='OUT_DIR',
+                        help='one that was begun with the same settings is continued')
+    parser.add_argument('--n', type=at_least(1), default=1000,
+                        help='pairs in OUT_DIR at the end (default 1000)')
+    parser.add_argument('--recipe', choices=RECIPE_NAMES, default='evaluation',
+                        help='what is drawn (default evaluation)')
     parser.add_argument('--seed', type=at_least(0), default=0, help='of every random draw (default 0)')
-    parser.add_argument('--size', type=at_least(16), default=512, help='side of the pictures in pixels (default 512)')
-    parser.add_argument('--workers', type=at_least(0), default=0, help='processes beside this one (default 0)')
+    parser.add_argument('--size', type=at_least(16), default=512,
+                        help='side of the pictures in pixels (default 512)')
+    parser.add_argument('--workers', type=at_least(0), default=0,
+                        help='processes beside this one (default 0)')
     parser.add_argument('--captions', metavar='FILE', help='JSON lines that describe the photos')
 
 def _calibrate_options(parser):
-    parser.add_argument('folders', nargs='+', metavar='CLEAN_DIR', help='folders of clean photos; each gives as many')
-    parser.add_argument('--out', metavar='FILE', help='table to write; without it the scale in use is checked')
+    parser.add_argument('folders', nargs='+', metavar='CLEAN_DIR',
+                        help='folders of clean photos; each gives as many')
+    parser.add_argument('--out', metavar='FILE',
+                        help='table to write; without it the scale in use is checked')
     parser.add_argument('--overwrite', action='store_true', help='replace FILE if it is there')
-    parser.add_argument('--n', type=at_least(1), default=28, help='photos from each folder, drawn from those that are large enough (default 28)')
-    parser.add_argument('--skip', type=at_least(0), default=0, help='photos of each folder to pass over first: those of a calibration, when it is checked')
-    parser.add_argument('--exclude', nargs='+', default=(), metavar='FILE', help='photos, or tab-separated tables of photos, to leave out')
+    parser.add_argument('--n', type=at_least(1), default=28,
+                        help='photos from each folder, drawn from those that are large enough (default 28)')
+    parser.add_argument('--skip', type=at_least(0), default=0,
+                        help='photos of each folder to pass over first: '
+                             'those of a calibration, when it is checked')
+    parser.add_argument('--exclude', nargs='+', default=(), metavar='FILE',
+                        help='photos, or tab-separated tables of photos, to leave out')
     parser.add_argument('--note', default='', help='what the photos are; kept in the table')
     parser.add_argument('--seed', type=at_least(0), default=0, help='of every random draw (default 0)')
 
@@ -176,7 +192,8 @@ def run_degrade(args) -> int:
     "Damage one photo on purpose."
     asked = {kind: getattr(args, kind.replace('-', '_')) for kind in DEGRADATION_OPTIONS}
     severities = {kind: s for kind, s in asked.items() if s}
-    if not severities: raise argparse.ArgumentError(None, f'give one or more of --{" --".join(DEGRADATION_OPTIONS)}')
+    if not severities:
+        raise argparse.ArgumentError(None, f'give one or more of --{" --".join(DEGRADATION_OPTIONS)}')
     from rr.core import read_photo, write_photo
     from rr.degrade import KINDS, degrade
 
@@ -184,7 +201,8 @@ def run_degrade(args) -> int:
         photo = read_photo(path)
         damaged = degrade(photo.image, severities, args.seed)
         write_photo(args.out, damaged.image, photo.alpha, args.overwrite)
-        record = dict(input=path, degraded=args.out, severity={k: s for k, s in asked.items() if s or k in KINDS},
+        record = dict(input=path, degraded=args.out,
+                      severity={k: s for k, s in asked.items() if s or k in KINDS},
                       parameters=damaged.parameters, seed=args.seed)
         return record, f'{path}: {", ".join(f"{k} {s:g}" for k, s in severities.items())} -> {args.out}'
     return for_each([args.photo], work, args.json)
@@ -227,7 +245,8 @@ def _result_files(folder:Path, stem:str, overwrite:bool) -> tuple[Path, Path]:
     from rr.core import PhotoError
     targets = folder / f'{stem}.restored.png', folder / f'{stem}.trace.html'
     for target in targets:
-        if target.exists() and not overwrite: raise PhotoError(f'{target} exists; not overwritten (--overwrite)')
+        if target.exists() and not overwrite:
+            raise PhotoError(f'{target} exists; not overwritten (--overwrite)')
     return targets
 
 def _write_trace(path:Path, html:str, overwrite:bool):
@@ -244,7 +263,8 @@ def run_restore(args) -> int:
     folder, stems = Path(args.out), iter(result_stems(args.photos))
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise Unusable(f'{folder}: {error.strerror}') from error
-    pipeline = cache(lambda: _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize, measure=args.measure))
+    pipeline = cache(lambda: _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
+                                   measure=args.measure))
 
     def work(path):
         restored, trace = _result_files(folder, next(stems), args.overwrite)
@@ -265,7 +285,8 @@ def run_evaluate(args) -> int:
     if not folder.is_dir(): raise Unusable(f'{folder}: no such folder')
     from rr.core import PhotoError
     from rr.evaluate import evaluate
-    pipeline = _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize, measure=args.measure)
+    pipeline = _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
+                     measure=args.measure)
     try:
         results = evaluate(folder, pipeline, args.seed, args.limit, args.out, args.sections, steps=args.steps,
                            progress=sys.stderr.isatty())
@@ -281,8 +302,8 @@ def run_synthesize(args) -> int:
     from rr.data import RECIPES, clean_photos, load_captions, synthesize
     try:
         scenes = load_captions(args.captions) if args.captions else None
-        made = synthesize(clean_photos(args.folder), args.out, args.n, RECIPES[args.recipe], args.seed, args.size,
-                          args.workers, scenes, progress=sys.stderr.isatty())
+        made = synthesize(clean_photos(args.folder), args.out, args.n, RECIPES[args.recipe], args.seed,
+                          args.size, args.workers, scenes, progress=sys.stderr.isatty())
     except FileNotFoundError as error: raise Unusable(str(error)) from error
     except (PhotoError, ValueError, OSError) as error: raise Unusable(explained(error)) from error
     print(f'{args.out}: {made} pairs made')
@@ -290,33 +311,41 @@ def run_synthesize(args) -> int:
 
 # %% ../nbs/16_cli.ipynb #16-029
 def _drawn_photos(folder, args) -> list:
-    "The photos of a folder that `rr calibrate` looks at: random ones, 192 pixels or more on their short side."
+    """The photos of a folder that `rr calibrate` looks at: random ones, 192 pixels or more on their short
+    side."""
     from itertools import islice
     import numpy as np
     from rr.core import PhotoError, read_photo
     from rr.data import clean_photos, read_exclusions
     try:
         found = clean_photos(folder, read_exclusions(*args.exclude))
-        photos = (read_photo(found[i]).image for i in np.random.default_rng(args.seed).permutation(len(found)))
+        photos = (read_photo(found[i]).image
+                  for i in np.random.default_rng(args.seed).permutation(len(found)))
         images = list(islice((x for x in photos if min(x.shape[-2:]) >= 192), args.skip, args.skip + args.n))
     except (OSError, PhotoError) as error: raise Unusable(str(error)) from error
-    if not images: raise Unusable(f'{folder}: no photo{" is left that" if args.skip else ""} has 192 pixels on its short side')
+    if not images:
+        raise Unusable(f'{folder}: no photo{" is left that" if args.skip else ""} '
+                       'has 192 pixels on its short side')
     return images
 
 def run_calibrate(args) -> int:
     "Measure a severity scale on folders of clean photos, or check the one in use on them."
     from rr.core import atomic_path
     from rr.severity import calibrate, joined, ramp_losses, residual
-    if args.out and Path(args.out).exists() and not args.overwrite: raise Unusable(f'{args.out} exists; not overwritten (--overwrite)')
-    photos, names = [_drawn_photos(folder, args) for folder in args.folders], [Path(folder).resolve().name for folder in args.folders]
+    if args.out and Path(args.out).exists() and not args.overwrite:
+        raise Unusable(f'{args.out} exists; not overwritten (--overwrite)')
+    photos, names = ([_drawn_photos(folder, args) for folder in args.folders],
+                     [Path(folder).resolve().name for folder in args.folders])
     options = dict(seed=args.seed + args.skip, progress=sys.stderr.isatty())
     if not args.out:
         checked = [residual(images, metrics=('vsi', 'psnr'), **options) for images in photos]
-        for name, part in zip(names, checked if len(checked) > 1 else ()): print(f'## {name}\n\n{part.gap()}\n')
+        for name, part in zip(names, checked if len(checked) > 1 else ()):
+            print(f'## {name}\n\n{part.gap()}\n')
         together = sum(checked[1:], checked[0])
         print(together.gap(), together.spread(), together.monotone(), sep='\n\n')
         return 0
-    note = f'rr calibrate {" ".join(names)} --n {args.n} --seed {args.seed}: {sum(map(len, photos))} photos, 256 x 256 pixels from the middle of each'
+    note = (f'rr calibrate {" ".join(names)} --n {args.n} --seed {args.seed}: '
+            f'{sum(map(len, photos))} photos, 256 x 256 pixels from the middle of each')
     losses = joined([ramp_losses(images, **options) for images in photos])
     table = calibrate(losses, f'{note}; {args.note}' if args.note else note)
     try:
@@ -331,8 +360,8 @@ def main(
 ) -> int:  # exit code
     "The command `rr`."
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
-    commands = dict(restore=run_restore, diagnose=run_diagnose, degrade=run_degrade, synthesize=run_synthesize, calibrate=run_calibrate,
-                    evaluate=run_evaluate)
+    commands = dict(restore=run_restore, diagnose=run_diagnose, degrade=run_degrade,
+                    synthesize=run_synthesize, calibrate=run_calibrate, evaluate=run_evaluate)
     parser = build_parser()
     args = parser.parse_args(argv)
     try: return commands[args.command](args)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PHOTO_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'PhotoError', 'Photo', 'to_tensor', 'to_pil', 'asset', 'bundled_photos',
-           'damaged_photo', 'show_images', 'photo_from_pil', 'read_photo', 'atomic_path', 'write_photo', 'psnr',
-           'seeded', 'pick_device', 'has_bf16', 'autocast', 'rank', 'processes', 'total', 'sum_gradients']
+           'damaged_photo', 'recorded', 'show_images', 'figure_text', 'tell_figures', 'photo_from_pil', 'read_photo',
+           'atomic_path', 'write_photo', 'psnr', 'seeded', 'pick_device', 'has_bf16', 'autocast', 'rank', 'processes',
+           'total', 'sum_gradients']
 
 # %% ../nbs/00_core.ipynb #00-003
-import errno, math, os, secrets, warnings
+import errno, json, math, os, secrets, sys, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
@@ -57,7 +58,8 @@ def _from_array(
         raise ValueError(f'got an array of shape {array.shape}; expected (H,W), (H,W,1) or (H,W,3)')
     white = {'uint8': 255, 'uint16': 65535}.get(array.dtype.name, 1)
     if white == 1 and array.dtype.kind not in 'fb':
-        raise ValueError(f'got {array.dtype} values, of unknown white; expected uint8, uint16 or float in [0,1]')
+        raise ValueError(
+            f'got {array.dtype} values, of unknown white; expected uint8, uint16 or float in [0,1]')
     image = torch.from_numpy(array.astype(np.float32) / np.float32(white)).permute(2, 0, 1)
     return _in_range(image.expand(3, -1, -1).contiguous())
 
@@ -80,7 +82,8 @@ def to_tensor(
     if isinstance(image, Image.Image): return photo_from_pil(image).image
     if isinstance(image, np.ndarray): return _from_array(image)
     if not isinstance(image, torch.Tensor):
-        raise TypeError(f'got {type(image).__name__}; expected a PIL image, an array, a tensor, a Photo or a path')
+        raise TypeError(
+            f'got {type(image).__name__}; expected a PIL image, an array, a tensor, a Photo or a path')
     if image.ndim == 4 and len(image) == 1: image = image[0]
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f'got a tensor of shape {tuple(image.shape)}; expected (3,H,W) or (1,H,W)')
@@ -117,6 +120,16 @@ def damaged_photo() -> Path:
     return asset('damaged.jpg')
 
 # %% ../nbs/00_core.ipynb #00-020
+def recorded(
+    name:str,  # of a file in `rr/assets/recorded`, without its ending
+) -> dict:  # command: what measured it; rows: list of dict; more lists in some
+    "What a long run found. Raises `FileNotFoundError` for a name that is not there."
+    path = asset(f'recorded/{name}.json')
+    if path.is_file(): return json.loads(path.read_text(encoding='utf-8'))
+    there = ', '.join(sorted(p.stem for p in path.parent.glob('*.json')))
+    raise FileNotFoundError(f'{name!r}: no such recorded result; there are {there}')
+
+# %% ../nbs/00_core.ipynb #00-023
 def show_images(
     images,  # list of pictures, anything that `to_tensor` takes
     titles=None,  # list of str
@@ -138,7 +151,30 @@ def show_images(
     plt.close(fig)
     return fig
 
-# %% ../nbs/00_core.ipynb #00-027
+# %% ../nbs/00_core.ipynb #00-026
+def figure_text(
+    figure,  # matplotlib Figure
+) -> str:
+    "What a figure shows, by its titles, labels and legends: the alternative text of its picture."
+    def panel(ax):
+        against = ' against '.join(filter(None, (ax.get_ylabel(), ax.get_xlabel())))
+        legend = ax.get_legend()
+        lines = ', '.join(t.get_text() for t in legend.get_texts()) if legend else ''
+        parts = ('picture' if ax.images else 'plot', ax.get_title(), against, lines)
+        return ' '.join(': '.join(filter(None, parts)).split())
+    panels = [panel(ax) for ax in figure.axes if ax.has_data() and ax.get_label() != '<colorbar>']
+    return '; '.join(panels) or 'a figure'
+
+def tell_figures():
+    "In a notebook, give the picture of every figure its `figure_text`; elsewhere nothing happens."
+    shell = sys.modules['IPython'].get_ipython() if 'IPython' in sys.modules else None
+    if shell is None: return
+    told = lambda figure: ({}, {f'image/{form}': {'alt': figure_text(figure)} for form in ('png', 'jpeg')})
+    shell.display_formatter.mimebundle_formatter.for_type_by_name('matplotlib.figure', 'Figure', told)
+
+tell_figures()
+
+# %% ../nbs/00_core.ipynb #00-034
 def _upright(
     pil:Image.Image,
     notes:list,  # gets a line if the photo was turned
@@ -152,7 +188,7 @@ def _upright(
         notes.append('EXIF unreadable, ignored')
         return pil
 
-# %% ../nbs/00_core.ipynb #00-029
+# %% ../nbs/00_core.ipynb #00-036
 def _to_srgb(
     pil:Image.Image,  # no transparency
     notes:list,  # gets a line if colours were converted
@@ -172,7 +208,7 @@ def _to_srgb(
     if pil.mode in ('CMYK', 'LAB'): notes.append(f'{pil.mode} without a profile: plain formula')
     return pil.convert('RGB')
 
-# %% ../nbs/00_core.ipynb #00-031
+# %% ../nbs/00_core.ipynb #00-038
 def _deep_grey(pil:Image.Image, name:str) -> torch.Tensor:  # (3,H,W)
     "Grey pixels of more than 8 bits: integers up to 65535, or floats in [0,1]."
     array = np.asarray(pil)
@@ -189,7 +225,7 @@ def _refusal(path, reason) -> PhotoError:
     line = f'{path}: {" ".join(str(reason).split())}'
     return PhotoError(''.join(c if c.isprintable() else '?' for c in line))
 
-# %% ../nbs/00_core.ipynb #00-032
+# %% ../nbs/00_core.ipynb #00-039
 def photo_from_pil(
     pil:Image.Image,  # any mode
     name:str='photo',  # for messages
@@ -206,7 +242,7 @@ def photo_from_pil(
         pil.info['icc_profile'] = icc
     return Photo(_from_array(np.asarray(_to_srgb(pil, notes))), alpha, name, tuple(notes))
 
-# %% ../nbs/00_core.ipynb #00-034
+# %% ../nbs/00_core.ipynb #00-041
 def _check_header(pil:Image.Image, path, max_pixels:int):
     "Refuse what is no single photo of a sane size."
     w, h = pil.size
@@ -224,7 +260,7 @@ def _check_file(path:Path):
     if not path.is_file(): raise _refusal(path, 'not a regular file')
     if path.stat().st_size == 0: raise _refusal(path, 'the file is empty (0 bytes)')
 
-# %% ../nbs/00_core.ipynb #00-035
+# %% ../nbs/00_core.ipynb #00-042
 def read_photo(
     path,  # file in any format that Pillow reads
     max_pixels:int=MAX_PIXELS,  # a larger photo is refused before it is decoded
@@ -244,7 +280,7 @@ def read_photo(
     except Exception as error:
         raise _refusal(path, f'damaged or cut off ({str(error) or type(error).__name__})') from error
 
-# %% ../nbs/00_core.ipynb #00-054
+# %% ../nbs/00_core.ipynb #00-061
 @contextmanager
 def atomic_path(
     path,  # final file
@@ -260,7 +296,7 @@ def atomic_path(
         _take_name(temporary, path, overwrite)
     finally: temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #00-056
+# %% ../nbs/00_core.ipynb #00-063
 def _take_name(temporary:Path, path:Path, overwrite:bool):
     "Give `temporary` the name `path`."
     if overwrite: return os.replace(temporary, path)
@@ -270,7 +306,7 @@ def _take_name(temporary:Path, path:Path, overwrite:bool):
         if path.exists(): raise FileExistsError(errno.EEXIST, 'exists already', str(path)) from None
         os.replace(temporary, path)
 
-# %% ../nbs/00_core.ipynb #00-057
+# %% ../nbs/00_core.ipynb #00-064
 _FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF',
             '.bmp': 'BMP'}
 _OPTIONS = {'JPEG': dict(quality=95, subsampling=0), 'WEBP': dict(lossless=True, exact=True),
@@ -295,7 +331,7 @@ def write_photo(
         raise _refusal(path, f'cannot be written: {getattr(error, "strerror", None) or error}') from error
     return path
 
-# %% ../nbs/00_core.ipynb #00-067
+# %% ../nbs/00_core.ipynb #00-074
 def psnr(
     a:torch.Tensor,  # (...,3,H,W) in [0,1]
     b:torch.Tensor,  # the same shape
@@ -304,7 +340,7 @@ def psnr(
     if a.shape != b.shape: raise ValueError(f'got shapes {(*a.shape,)} and {(*b.shape,)}; expected the same')
     return (-10 * (a.double() - b.double()).square().mean((-3, -2, -1)).log10()).float()
 
-# %% ../nbs/00_core.ipynb #00-069
+# %% ../nbs/00_core.ipynb #00-076
 def seeded(
     seed:int,  # any integer
     device='cpu',  # where the numbers are drawn
@@ -312,7 +348,7 @@ def seeded(
     "A generator that draws the same numbers for the same `seed`."
     return torch.Generator(device).manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #00-078
+# %% ../nbs/00_core.ipynb #00-085
 def pick_device() -> torch.device:
     "The fastest device here: CUDA, Apple's MPS, or the CPU."
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -325,18 +361,21 @@ def has_bf16(device) -> bool:  # device: name or torch.device
     return device.type == 'cpu' and bool(getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)())
 
 def autocast(device):  # device: name or torch.device
-    "A context in which matrix products and convolutions run in bfloat16 where that is faster, else in float32."
+    """A context in which matrix products and convolutions run in bfloat16 where that is faster, else in
+    float32."""
     device = torch.device(device)
     return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16(device) else nullcontext()
 
-# %% ../nbs/00_core.ipynb #00-085
+# %% ../nbs/00_core.ipynb #00-092
 def rank() -> int:
     "Number of this process, from 0."
-    return torch.distributed.get_rank() if torch.distributed.is_available() and torch.distributed.is_initialized() else 0
+    return (torch.distributed.get_rank()
+            if torch.distributed.is_available() and torch.distributed.is_initialized() else 0)
 
 def processes() -> int:
     "How many processes share the work."
-    return torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1
+    return (torch.distributed.get_world_size()
+            if torch.distributed.is_available() and torch.distributed.is_initialized() else 1)
 
 def total(value:torch.Tensor) -> torch.Tensor:
     "The sum of `value` over all processes."

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import PHOTO_SUFFIXES, atomic_path, psnr, read_photo, seeded, to_pil, write_photo
-from .degrade import DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth, random_region, severity_table, uniform
+from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator,
+                        pseudo_depth, random_region, severity_table, uniform)
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005
@@ -29,26 +30,30 @@ def clean_photos(
     folder:Path|str,  # searched with its sub-folders
     exclude:set[Path]=frozenset(),  # absolute paths that are left out, as `read_exclusions` returns them
 ) -> list[Path]:
-    "All photos below `folder`, sorted, without depth maps and the hazy halves of RESIDE. Raises `FileNotFoundError` if there is none."
+    """All photos below `folder`, sorted, without depth maps and the hazy halves of RESIDE. Raises
+    `FileNotFoundError` if there is none."""
     folder = Path(folder).absolute()
     depth = lambda p: p.stem.endswith(DEPTH_ENDING) or p.parent.name == 'depth' and p.suffix == '.png'
     clean = lambda p: not NOT_CLEAN & set(p.relative_to(folder).parts[:-1]) and not depth(p)
-    found = [p for p in sorted(folder.rglob('*')) if p.suffix.lower() in PHOTO_SUFFIXES and clean(p) and p not in exclude]
-    if not found: raise FileNotFoundError(f'{folder}: no photos found (looked for {", ".join(sorted(PHOTO_SUFFIXES))})')
+    found = [p for p in sorted(folder.rglob('*'))
+             if p.suffix.lower() in PHOTO_SUFFIXES and clean(p) and p not in exclude]
+    if not found:
+        raise FileNotFoundError(f'{folder}: no photos found (looked for {", ".join(sorted(PHOTO_SUFFIXES))})')
     return found
 
 def read_exclusions(
-    *sources:Path|str,  # photos, or tab-separated tables (.tsv) whose column `file` holds paths relative to the table's own folder
+    *sources:Path|str,  # photos, or .tsv tables with a column `file` of paths relative to the table's folder
 ) -> set[Path]:
     "The photos that are to be left out, as absolute paths: damaged ones, or ones that are kept for a test."
     left_out = set()
     for source in (Path(s).absolute() for s in sources):
         if source.suffix != '.tsv': left_out.add(source); continue
-        with open(source, newline='') as f: left_out |= {source.parent/row['file'] for row in csv.DictReader(f, delimiter='\t')}
+        with open(source, newline='') as f:
+            left_out |= {source.parent/row['file'] for row in csv.DictReader(f, delimiter='\t')}
     return left_out
 
 def read_depth(
-    photo:Path,  # the photo; its depth map lies beside it (`NAME_depth.png`) or in a folder `depth` beside its own (`NAME.png`)
+    photo:Path,  # its depth map: `NAME_depth.png` beside it, or `NAME.png` in a folder `depth` beside its own
 ) -> Tensor|None:  # (1, H, W) in (0, 1], 1 = farthest point
     "The depth map that belongs to a photo, or None."
     path = photo.with_name(f'{photo.stem}{DEPTH_ENDING}.png')
@@ -68,17 +73,21 @@ def from_inverse_depth(
 
 # %% ../nbs/05_data.ipynb #05-009
 def depth_model(
-    name:str|Path='depth-anything/Depth-Anything-V2-Small-hf',  # a depth estimation model of the hub, or a folder with one
+    name:str|Path='depth-anything/Depth-Anything-V2-Small-hf',  # depth model of the hub, or a folder with one
     inverse:bool=True,  # does it predict inverse depth (Depth Anything, MiDaS) or depth (GLPN, ZoeDepth)?
 ):  # function of a photo (3, H, W) in [0, 1] -> depth (1, H, W) in (0, 1]
-    "A monocular depth estimator from `transformers`, in the form that `PairStream` takes. Raises `OSError` when it cannot be loaded."
+    """A monocular depth estimator from `transformers`, in the form that `PairStream` takes. Raises `OSError`
+    when it cannot be loaded."""
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
-    processor, model = AutoImageProcessor.from_pretrained(name), AutoModelForDepthEstimation.from_pretrained(name).eval()
+    processor, model = (AutoImageProcessor.from_pretrained(name),
+                        AutoModelForDepthEstimation.from_pretrained(name).eval())
     @torch.no_grad()
     def depth_of(photo):
         predicted = model(**processor(images=to_pil(photo), return_tensors='pt')).predicted_depth
-        predicted = F.interpolate(predicted.float().reshape(1, 1, *predicted.shape[-2:]), photo.shape[-2:], mode='bilinear')[0].clamp_min(0)
-        return from_inverse_depth(predicted) if inverse else (predicted / predicted.max().clamp_min(1e-6)).clamp_min(1e-3)
+        predicted = F.interpolate(predicted.float().reshape(1, 1, *predicted.shape[-2:]), photo.shape[-2:],
+                                  mode='bilinear')[0].clamp_min(0)
+        return (from_inverse_depth(predicted) if inverse
+                else (predicted / predicted.max().clamp_min(1e-6)).clamp_min(1e-3))
     return depth_of
 
 # %% ../nbs/05_data.ipynb #05-011
@@ -87,12 +96,15 @@ def depth_statistics(
 ) -> dict[str, float]:
     "Quantiles, spread, dependence on the row (-1: farther at the top) and sharpness of a depth map."
     values, (h, w) = depth[0], depth.shape[-2:]
-    quantiles = values.flatten()[::max(1, h * w // 50_000)].quantile(torch.tensor([.05, .25, .5, .75, .95])).tolist()
+    quantiles = values.flatten()[::max(1, h * w // 50_000)].quantile(
+        torch.tensor([.05, .25, .5, .75, .95])).tolist()
     row = torch.linspace(0, 1, h)[:, None].expand(h, w).flatten()
-    change = ((values[1:, :-1] - values[:-1, :-1]).abs() + (values[:-1, 1:] - values[:-1, :-1]).abs()).flatten()
+    change = ((values[1:, :-1] - values[:-1, :-1]).abs()
+              + (values[:-1, 1:] - values[:-1, :-1]).abs()).flatten()
     steepest = change.topk(max(1, len(change) // 20)).values.sum() / change.sum().clamp_min(1e-9)
     return dict(zip(('q05', 'q25', 'median', 'q75', 'q95'), quantiles)) | dict(spread=float(values.std()),
-        row_correlation=float(torch.corrcoef(torch.stack([row, values.flatten()]))[0, 1]), steep_share=float(steepest))
+        row_correlation=float(torch.corrcoef(torch.stack([row, values.flatten()]))[0, 1]),
+        steep_share=float(steepest))
 
 # %% ../nbs/05_data.ipynb #05-019
 def load_captions(
@@ -117,31 +129,41 @@ class Recipe:
     max_kinds: int = 3
     severity: tuple[int, int] = (5, 100)  # uniform, both ends included
     clean_share: float = 0.  # share of photos that stay clean
-    weights: tuple[float, ...]|None = None  # how often each of `kinds` is chosen, relative to the others; default: equally often
+    weights: tuple[float, ...]|None = None  # how often each kind is chosen, relative to others; None: equally
     region_share: float = 0.  # how often a kind is confined to a part of the photo
-    tone_share: float = 0.  # how often the clean photo gets other tones before it is damaged, by `random_tones`
+    tone_share: float = 0.  # how often `random_tones` changes the clean photo before it is damaged
 
     def draw(self, generator:torch.Generator) -> dict[str, int]:
         "Severities by kind, in physical order; empty for a clean photo."
         if torch.rand((), generator=generator) < self.clean_share: return {}
         n = torch.randint(self.min_kinds, min(self.max_kinds, len(self.kinds)) + 1, (), generator=generator)
-        if self.weights is None: chosen = torch.randperm(len(self.kinds), generator=generator)[:n].sort().values
-        else: chosen = torch.tensor(self.weights).multinomial(int(n), generator=generator).sort().values
+        if self.weights is None:
+            chosen = torch.randperm(len(self.kinds), generator=generator)[:n].sort().values
+        else:
+            chosen = torch.tensor(self.weights).multinomial(int(n), generator=generator).sort().values
         low, high = self.severity
         levels = torch.randint(low, high + 1, (len(chosen),), generator=generator)
         return {self.kinds[i]: int(s) for i, s in zip(chosen.tolist(), levels.tolist())}
 
-    def regions(self, severities:dict[str, int], depth:Tensor, generator:torch.Generator) -> dict[str, Region]:
-        "Regions for some of the kinds that were drawn; `depth` is (1, H, W) and also says how large the photo is."
+    def regions(
+        self, severities:dict[str, int], depth:Tensor, generator:torch.Generator,
+    ) -> dict[str, Region]:
+        """Regions for some of the kinds that were drawn; `depth` is (1, H, W) and also says how large the
+        photo is."""
         where = lambda: random_region(*depth.shape[-2:], generator, depth)
-        return {k: where() for k in severities if torch.rand((), generator=generator) < self.region_share} if self.region_share else {}
+        return {
+            k: where() for k in severities
+            if torch.rand((), generator=generator) < self.region_share
+        } if self.region_share else {}
 
 TRAINING = Recipe(clean_share=.08)
 EVALUATION = Recipe(PAPER_KINDS)
 SEVEN = tuple(DEGRADATIONS)  # the paper's four and snow, low light, JPEG
 RECIPES = dict(training=TRAINING, evaluation=EVALUATION, single=Recipe(max_kinds=1),
-               paper=Recipe(PAPER_KINDS, max_kinds=4), **{'paper-all': Recipe(PAPER_KINDS, min_kinds=4, max_kinds=4)},
-               haze=Recipe(('fog', 'blur', 'noise'), weights=(4., 1., 1.), max_kinds=2), extended=Recipe(SEVEN, clean_share=.08),
+               paper=Recipe(PAPER_KINDS, max_kinds=4),
+               **{'paper-all': Recipe(PAPER_KINDS, min_kinds=4, max_kinds=4)},
+               haze=Recipe(('fog', 'blur', 'noise'), weights=(4., 1., 1.), max_kinds=2),
+               extended=Recipe(SEVEN, clean_share=.08),
                regions=Recipe(SEVEN, region_share=.6))
 
 # %% ../nbs/05_data.ipynb #05-026
@@ -174,7 +196,7 @@ class PairStream:
         seed:int=0,
         scenes:dict[Path, Scene]|None=None,  # what the photos show, as `load_captions` returns it
         cache_bytes:int=2 * 2**30,  # memory for photos that were read; the oldest go first
-        depth_of=None,  # photo -> depth, for photos without a depth map, as `depth_model` returns it; None: made up by `degrade`
+        depth_of=None,  # photo -> depth where there is no map (`depth_model`); None: `degrade` makes it up
     ):
         if not photos: raise ValueError('no photos: pass the list that clean_photos(folder) returns')
         self.photos, self.size, self.recipe, self.seed = list(photos), size, recipe, seed
@@ -200,10 +222,13 @@ class PairStream:
         window = random_window(photo.shape[-2:], self.size, g)
         clean = crop_resize(photo.float() / 255, window, self.size)
         depth = None if depth is None else crop_resize(depth, window, self.size)
-        if torch.rand((), generator=g) < .5: clean, depth = clean.flip(-1), None if depth is None else depth.flip(-1)
-        if self.recipe.tone_share and torch.rand((), generator=g) < self.recipe.tone_share: clean = random_tones(clean, g)
+        if torch.rand((), generator=g) < .5:
+            clean, depth = clean.flip(-1), None if depth is None else depth.flip(-1)
+        if self.recipe.tone_share and torch.rand((), generator=g) < self.recipe.tone_share:
+            clean = random_tones(clean, g)
         seed, severities = int(torch.randint(2**31, (), generator=g)), self.recipe.draw(g)
-        if self.recipe.region_share and depth is None: depth = pseudo_depth(clean, kind_generator('depth', seed))  # the one that `degrade` makes up
+        if self.recipe.region_share and depth is None:  # the one that `degrade` makes up
+            depth = pseudo_depth(clean, kind_generator('depth', seed))
         regions = self.recipe.regions(severities, depth, g)
         return make_pair(clean, severities, seed, path.name, self.scenes.get(path), depth, regions)
 
@@ -218,7 +243,8 @@ def random_window(
     h, w = shape
     largest = min(h, w)
     u, v, x, y = torch.rand(4, generator=generator).tolist()
-    side = min(size, largest) if u < native_share else int(size + v * (largest - size)) if largest > size else largest
+    side = (min(size, largest) if u < native_share
+            else int(size + v * (largest - size)) if largest > size else largest)
     return int(x * (h - side + 1)), int(y * (w - side + 1)), side
 
 def crop_resize(image:Tensor, window:tuple[int, int, int], size:int) -> Tensor:
@@ -232,8 +258,10 @@ def random_tones(
     image:Tensor,  # (3, H, W) in [0, 1], clean
     generator:torch.Generator,
 ) -> Tensor:  # (3, H, W) in [0, 1]
-    "The photo as another exposure, gamma and saturation would have made it. It counts as clean: a photo may be dark or pale by nature."
-    gain, gamma, saturation = math.exp(uniform(-.5, .1, generator)), math.exp(uniform(-.3, .3, generator)), uniform(.6, 1.3, generator)
+    """The photo as another exposure, gamma and saturation would have made it. It counts as clean: a photo
+    may be dark or pale by nature."""
+    gain, gamma, saturation = (math.exp(uniform(-.5, .1, generator)), math.exp(uniform(-.3, .3, generator)),
+                               uniform(.6, 1.3, generator))
     return torch.lerp(image.mean(0, keepdim=True), image, saturation).mul(gain).clamp(0, 1) ** gamma
 
 # %% ../nbs/05_data.ipynb #05-040
@@ -246,18 +274,21 @@ class Made(torch.utils.data.Dataset):
         return self.make(self.first + i)
 
 def made_ahead(
-    make,  # function of a number that can be pickled: defined at the top of a module, or an instance of such a class
+    make,  # picklable function of a number: defined at the top of a module, or instance of such a class
     first:int=0,
     workers:int=0,  # processes; 0: this one, when asked
     end:int=2**31,  # where to stop, itself not included
 ):  # iterator
-    "`make(first)`, `make(first + 1)`, ... in this order, with `workers` made ahead of time by other processes: what a GPU needs to be kept busy."
+    """`make(first)`, `make(first + 1)`, ... in this order, with `workers` made ahead of time by other
+    processes: what a GPU needs to be kept busy."""
     if not workers: return map(make, range(first, end))
-    return iter(torch.utils.data.DataLoader(Made(make, first, end), batch_size=None, num_workers=workers, prefetch_factor=2))
+    return iter(torch.utils.data.DataLoader(
+        Made(make, first, end), batch_size=None, num_workers=workers, prefetch_factor=2))
 
 # %% ../nbs/05_data.ipynb #05-042
 class Replay:
-    "Batches for a device that learns faster than they are made: each that is made serves several draws from the last ones."
+    """Batches for a device that learns faster than they are made: each that is made serves several draws
+    from the last ones."""
     def __init__(self,
         batches,  # iterator of tuples of tensors, (n, ...) each
         replays:int=1,  # draws for each batch that is made; 1: every batch is handed on as it is
@@ -270,7 +301,9 @@ class Replay:
     def add(self, batch:tuple[Tensor, ...]):
         "Keep a batch in place of the oldest."
         narrow = lambda x: x.half() if x.is_floating_point() else x
-        if not self.memory: self.memory = [torch.empty(self.kept, *x.shape[1:], dtype=narrow(x).dtype, device=self.device) for x in batch]
+        if not self.memory:
+            self.memory = [torch.empty(self.kept, *x.shape[1:], dtype=narrow(x).dtype, device=self.device)
+                           for x in batch]
         places = torch.arange(self.count, self.count + len(batch[0]), device=self.device) % self.kept
         for kept, x in zip(self.memory, batch): kept[places] = narrow(x.to(self.device))
         self.count += len(places)
@@ -303,7 +336,8 @@ def synthesis_speed(
     seconds:float=10.,  # of measuring, after as many of warming up
 ) -> float:  # pairs a second
     "How fast pairs are made in memory, photos being read already."
-    begun, numbers = time.perf_counter(), made_ahead(PairCounter(PairStream(photos, size, recipe)), workers=workers)
+    begun, numbers = (time.perf_counter(),
+                      made_ahead(PairCounter(PairStream(photos, size, recipe)), workers=workers))
     while time.perf_counter() - begun < seconds: next(numbers)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
@@ -315,7 +349,8 @@ def compare_depth(
     photos:list[Path],  # those without a depth map are passed over
     seeds:int=4,  # made-up depths for each
 ) -> list[str]:  # lines of a Markdown table
-    "Mean statistics of measured and of made-up depth. Raises `FileNotFoundError` if no photo has a depth map."
+    """Mean statistics of measured and of made-up depth. Raises `FileNotFoundError` if no photo has a depth
+    map."""
     found = [(read_photo(p).image, read_depth(p)) for p in photos if read_depth(p) is not None]
     if not found: raise FileNotFoundError(f'none of the {len(photos)} photos has a depth map beside it')
     measured = [depth_statistics(depth) for _, depth in found]
@@ -331,12 +366,15 @@ def compare_fog(
 ) -> list[str]:  # lines of a Markdown table
     "How far fog with made-up or flat depth is from the fog that the measured depth gives: mean PSNR, dB."
     found = [(read_photo(p).image, read_depth(p)) for p in photos if read_depth(p) is not None]
-    lines = ['| fog | measured to clean | made up to clean | made up to measured | flat to measured |', '|---|---|---|---|---|']
+    lines = ['| fog | measured to clean | made up to clean | made up to measured | flat to measured |',
+             '|---|---|---|---|---|']
     for s in severities:
         rows = []
         for i, (clean, depth) in enumerate(found):
-            true, made_up, flat = (degrade(clean, {'fog': s}, seed=i, depth=d).image for d in (depth, None, depth.mean().expand_as(depth)))
-            rows.append([float(psnr(a, b)) for a, b in ((true, clean), (made_up, clean), (made_up, true), (flat, true))])
+            true, made_up, flat = (degrade(clean, {'fog': s}, seed=i, depth=d).image
+                                   for d in (depth, None, depth.mean().expand_as(depth)))
+            rows.append([float(psnr(a, b))
+                         for a, b in ((true, clean), (made_up, clean), (made_up, true), (flat, true))])
         lines.append(f'| severity {s} | ' + ' | '.join(f'{sum(c) / len(c):.1f}' for c in zip(*rows)) + ' |')
     return lines
 
@@ -347,12 +385,17 @@ def main(args:list[str]|None=None):
     p.add_argument('photos', type=Path, help='folder of clean photos')
     p.add_argument('--seconds', type=float, default=10)
     p.add_argument('--limit', type=int, default=64, help='photos to make them from')
-    p.add_argument('--depth', action='store_true', help='instead compare the depth maps beside the photos with made-up depth')
+    p.add_argument('--depth', action='store_true',
+                   help='instead compare the depth maps beside the photos with made-up depth')
     a = p.parse_args(args)
-    if a.depth: return print(*compare_depth(clean_photos(a.photos)), '', *compare_fog(clean_photos(a.photos)), sep='\n')
+    if a.depth:
+        return print(*compare_depth(clean_photos(a.photos)), '',
+                     *compare_fog(clean_photos(a.photos)), sep='\n')
     photos = clean_photos(a.photos)[:a.limit]
     speed = {workers: synthesis_speed(photos, workers, seconds=a.seconds) for workers in (1, 2)}
-    for workers, rate in speed.items(): print(f'{workers} worker{"s" * (workers > 1)}: {rate:6.1f} pairs of 256 x 256 a second, three kinds each')
+    for workers, rate in speed.items():
+        print(f'{workers} worker{"s" * (workers > 1)}: {rate:6.1f} pairs of 256 x 256 a second, '
+              'three kinds each')
     print(f'two workers make {speed[2] / speed[1]:.2f} times as many as one')
 
 # %% ../nbs/05_data.ipynb #05-049
@@ -367,9 +410,12 @@ def evaluation_pairs(
     for i, path in enumerate(clean_photos(folder)[:limit]):
         g = seeded(seed * 1_000_003 + i)
         severities, pair_seed = recipe.draw(g), int(torch.randint(2**31, (), generator=g))
-        name, clean, depth = path.relative_to(Path(folder).absolute()).as_posix(), read_photo(path).image, read_depth(path)
-        if recipe.region_share and depth is None: depth = pseudo_depth(clean, kind_generator('depth', pair_seed))
-        yield make_pair(clean, severities, pair_seed, name, (scenes or {}).get(path), depth, recipe.regions(severities, depth, g))
+        name, clean, depth = (path.relative_to(Path(folder).absolute()).as_posix(),
+                              read_photo(path).image, read_depth(path))
+        if recipe.region_share and depth is None:
+            depth = pseudo_depth(clean, kind_generator('depth', pair_seed))
+        yield make_pair(clean, severities, pair_seed, name, (scenes or {}).get(path), depth,
+                        recipe.regions(severities, depth, g))
 
 # %% ../nbs/05_data.ipynb #05-052
 def parameter_table(
@@ -380,7 +426,8 @@ def parameter_table(
     plain = lambda v: float(v) if isinstance(v, (int, float)) else v
     def row(kind):
         finding = diagnosis.findings.get(kind)
-        known = {p.name: plain(finding.parameters.get(p.name)) if finding else None for p in DEGRADATIONS[kind].parameters}
+        known = {p.name: plain(finding.parameters.get(p.name)) if finding else None
+                 for p in DEGRADATIONS[kind].parameters}
         return known | dict(region=finding.region if finding else None)
     return {k: row(k) for k in kinds}
 
@@ -389,9 +436,12 @@ def pair_record(
     index:int,  # number of the pair
     kinds:tuple[str, ...]=KINDS,  # the columns
 ) -> dict:  # one line of metadata.jsonl
-    "Files, severities, parameters, seed and chain of thought of a pair, in the columns that `datasets` reads."
-    return dict(file_name=f'damaged/{index:06d}.png', clean_file_name=f'clean/{index:06d}.png', photo=pair.name, seed=pair.seed,
-                severity={k: pair.diagnosis.severity(k) for k in kinds}, parameters=parameter_table(pair.diagnosis, kinds),
+    """Files, severities, parameters, seed and chain of thought of a pair, in the columns that `datasets`
+    reads."""
+    return dict(file_name=f'damaged/{index:06d}.png', clean_file_name=f'clean/{index:06d}.png',
+                photo=pair.name, seed=pair.seed,
+                severity={k: pair.diagnosis.severity(k) for k in kinds},
+                parameters=parameter_table(pair.diagnosis, kinds),
                 cot=pair.diagnosis.to_cot())
 
 class PairWriter(torch.utils.data.Dataset):
@@ -411,11 +461,13 @@ class PairWriter(torch.utils.data.Dataset):
 
 # %% ../nbs/05_data.ipynb #05-054
 def synthesis_settings(stream:PairStream) -> dict:
-    "Everything that the pairs of a stream depend on, in plain values; photos, descriptions and severity scale as a fingerprint."
+    """Everything that the pairs of a stream depend on, in plain values; photos, descriptions and severity
+    scale as a fingerprint."""
     root = os.path.commonpath([p.parent for p in stream.photos])
     scenes = [asdict(stream.scenes[p]) if p in stream.scenes else None for p in stream.photos]
     rest = json.dumps([[os.path.relpath(p, root) for p in stream.photos], scenes, severity_table()])
-    return dict(recipe=json.loads(json.dumps(asdict(stream.recipe))), seed=stream.seed, size=stream.size, photos=len(stream.photos),
+    return dict(recipe=json.loads(json.dumps(asdict(stream.recipe))), seed=stream.seed, size=stream.size,
+                photos=len(stream.photos),
                 fingerprint=hashlib.sha256(rest.encode()).hexdigest()[:16])
 
 def claim_folder(folder:Path, stream:PairStream):
@@ -425,13 +477,17 @@ def claim_folder(folder:Path, stream:PairStream):
         (folder/name).mkdir(parents=True, exist_ok=True)
         for left_over in (folder/name).glob('.rr-*'): left_over.unlink()  # of a kill
     if not note.exists():
-        if (folder/'metadata.jsonl').exists(): raise ValueError(f'{folder}: holds another data set; choose an empty folder')
+        if (folder/'metadata.jsonl').exists():
+            raise ValueError(f'{folder}: holds another data set; choose an empty folder')
         with atomic_path(note) as path: path.write_text(json.dumps(settings, indent=1) + '\n')
     different = {k for k, v in json.loads(note.read_text()).items() if settings.get(k) != v}
-    if different: raise ValueError(f'{folder}: was begun with other settings ({", ".join(sorted(different))}); choose another folder')
+    if different:
+        raise ValueError(f'{folder}: was begun with other settings ({", ".join(sorted(different))}); '
+                         'choose another folder')
 
 def whole_lines(path:Path) -> int:
-    "Number of complete lines of a file; an incomplete one at the end is cut off. 0 for a file that is not there."
+    """Number of complete lines of a file; an incomplete one at the end is cut off. 0 for a file that is not
+    there."""
     if not path.exists(): return 0
     content = path.read_bytes()
     whole = content.rfind(b'\n') + 1
@@ -450,12 +506,15 @@ def synthesize(
     scenes:dict[Path, Scene]|None=None,  # as `load_captions` returns it
     progress:bool=False,
 ) -> int:  # number of pairs made by this call
-    "Write `n` pairs as PNG files and one JSON line each; resumes. Raises `PhotoError` for a photo that cannot be read or a full disk."
+    """Write `n` pairs as PNG files and one JSON line each; resumes. Raises `PhotoError` for a photo that
+    cannot be read or a full disk."""
     from tqdm.auto import tqdm
-    stream, out = PairStream(photos, size, recipe, seed, scenes, cache_bytes=2**30 // max(1, workers)), Path(out)
+    stream, out = (PairStream(photos, size, recipe, seed, scenes, cache_bytes=2**30 // max(1, workers)),
+                   Path(out))
     claim_folder(out, stream)
     first, threads = whole_lines(out/'metadata.jsonl'), torch.get_num_threads()
-    loader = torch.utils.data.DataLoader(PairWriter(stream, out, first, max(first, n)), batch_size=None, num_workers=workers)
+    loader = torch.utils.data.DataLoader(
+        PairWriter(stream, out, first, max(first, n)), batch_size=None, num_workers=workers)
     try:
         with open(out/'metadata.jsonl', 'a', encoding='utf-8') as file:
             for record in tqdm(loader, disable=not progress, unit='pair', leave=False):
@@ -468,7 +527,8 @@ class PairFolder(torch.utils.data.Dataset):
     "The pairs of a folder that `synthesize` wrote; stands in for a `PairStream` of finite length."
     def __init__(self, folder:Path|str):
         self.folder = Path(folder)
-        with open(self.folder/'metadata.jsonl', encoding='utf-8') as file: self.records = [json.loads(line) for line in file]
+        with open(self.folder/'metadata.jsonl', encoding='utf-8') as file:
+            self.records = [json.loads(line) for line in file]
 
     def __len__(self): return len(self.records)
 

@@ -57,7 +57,8 @@ def use_scale(
 ):
     "Use another severity scale in this process. Raises `ValueError` for what is no table."
     if table is not None and not isinstance(table, dict): table = json.loads(Path(table).read_text())
-    if table is not None and not {'severity', 'kinds'} <= set(table): raise ValueError("no severity table: it needs 'severity' and 'kinds'")
+    if table is not None and not {'severity', 'kinds'} <= set(table):
+        raise ValueError("no severity table: it needs 'severity' and 'kinds'")
     _in_use['table'] = table
 
 # %% ../nbs/01_degrade.ipynb #01-012
@@ -134,7 +135,8 @@ class Degradation:
         depth:Tensor|None=None,  # (1, H, W) in [0, 1], 1 = far; None for kinds that do not use it
     ) -> Tensor:
         "The damaged photo, same shape, in [0, 1]."
-        raise NotImplementedError(f'{type(self).__name__} does not say how it changes a photo: define apply()')
+        raise NotImplementedError(
+            f'{type(self).__name__} does not say how it changes a photo: define apply()')
 
 DEGRADATIONS: dict[str, Degradation] = {}
 
@@ -144,13 +146,18 @@ def register(
     degradation:Degradation,
     before:str|None=None,  # the kind in front of which it is applied; default: after all others
 ) -> Degradation:
-    "Add a kind to the registry, which is kept in the order in which kinds are applied. Raises `ValueError` for a name that cannot be used."
+    """Add a kind to the registry, which is kept in the order in which kinds are applied. Raises `ValueError`
+    for a name that cannot be used."""
     names = {p.name for p in degradation.parameters}
     if not degradation.name: raise ValueError('a degradation needs a name')
-    if taken := names & set(RESERVED): raise ValueError(f'{degradation.name}: no parameter can be called {" or ".join(sorted(taken))}')
-    if strange := set(degradation.ramp) - names: raise ValueError(f'{degradation.name}: the ramp of {sorted(strange)} has no parameter')
-    if before is not None and before not in DEGRADATIONS: raise ValueError(f'{before!r} is not registered: expected one of {tuple(DEGRADATIONS)}')
-    later = {k: DEGRADATIONS.pop(k) for k in list(DEGRADATIONS)[list(DEGRADATIONS).index(before):]} if before else {}
+    if taken := names & set(RESERVED):
+        raise ValueError(f'{degradation.name}: no parameter can be called {" or ".join(sorted(taken))}')
+    if strange := set(degradation.ramp) - names:
+        raise ValueError(f'{degradation.name}: the ramp of {sorted(strange)} has no parameter')
+    if before is not None and before not in DEGRADATIONS:
+        raise ValueError(f'{before!r} is not registered: expected one of {tuple(DEGRADATIONS)}')
+    later = {k: DEGRADATIONS.pop(k)
+             for k in list(DEGRADATIONS)[list(DEGRADATIONS).index(before):]} if before else {}
     DEGRADATIONS[degradation.name] = degradation
     DEGRADATIONS.update({k: d for k, d in later.items() if k != degradation.name})
     return degradation
@@ -178,15 +185,18 @@ def colour_steps(
     generator:torch.Generator,
     votes:int=13,  # side of the neighbourhood that decides together, in cells of a grid of at most 96 x 96
 ) -> Tensor:  # (1, H, W) in [0, 1]
-    "A few levels at random heights in areas that follow the photo's own colours, so that depth steps where the photo has edges."
+    """A few levels at random heights in areas that follow the photo's own colours, so that depth steps where
+    the photo has edges."""
     c, h, w = image.shape
-    tone = F.adaptive_avg_pool2d((image * torch.randn(c, 1, 1, generator=generator)).sum(0, keepdim=True), (min(h, 96), min(w, 96)))
+    tone = F.adaptive_avg_pool2d(
+        (image * torch.randn(c, 1, 1, generator=generator)).sum(0, keepdim=True), (min(h, 96), min(w, 96)))
     levels = int(uniform(3, 7, generator))
     rank = tone.flatten().argsort().argsort().view(tone.shape) / tone.numel()
     level = (rank * levels).long()
     for _ in range(2):  # by majority: an area is larger than the texture in it
         ballots = F.pad(F.one_hot(level, levels).movedim(-1, 1).float(), [votes // 2] * 4, mode='replicate')
-        level = F.avg_pool2d(F.avg_pool2d(ballots, (votes, 1), 1, divisor_override=1), (1, votes), 1, divisor_override=1).argmax(1)
+        level = F.avg_pool2d(F.avg_pool2d(ballots, (votes, 1), 1, divisor_override=1),
+                             (1, votes), 1, divisor_override=1).argmax(1)
     heights = torch.rand(levels, generator=generator)[level]
     return F.interpolate(heights[None], (h, w), mode='bilinear', align_corners=False)[0]
 
@@ -289,7 +299,7 @@ def line_kernel(
     return path_kernel(xs, ys)
 
 # %% ../nbs/01_degrade.ipynb #01-033
-RAIN_LAYERS = ((.2, 1., .9), (.35, .6, .6), (.45, .35, .45))  # (share of streaks, scale of length, width in px)
+RAIN_LAYERS = ((.2, 1., .9), (.35, .6, .6), (.45, .35, .45))  # (share of streaks, scale of length, width, px)
 RAIN_BRIGHTNESS = .88  # grey value of a lit drop and of the veil
 
 class Rain(Degradation):
@@ -434,7 +444,8 @@ def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
     eps = torch.randn(image.shape, generator=generator)
     if params['type'] == 'gaussian': return image + sigma * eps
     if params['type'] != 'camera':
-        raise ValueError(f"unknown noise type {params['type']!r}: expected one of {Noise.parameters[0].choices}")
+        raise ValueError(
+            f"unknown noise type {params['type']!r}: expected one of {Noise.parameters[0].choices}")
     light, variance = to_linear(image), (sigma / MID_GREY_SLOPE) ** 2
     share = params.get('read_share', 0)
     std = (variance * (share + (1 - share) * light / MID_GREY_LINEAR)).sqrt()
@@ -460,7 +471,8 @@ class Snow(Degradation):
 
     def draw(self, severity, generator):
         return strength(self.name, severity) | dict(
-            size=uniform(6, 16, generator), drift=uniform(0, 16, generator), angle=uniform(-45, 45, generator))
+            size=uniform(6, 16, generator), drift=uniform(0, 16, generator),
+            angle=uniform(-45, 45, generator))
 
     def apply(self, image, params, generator, depth=None):
         depth = pseudo_depth(image, generator) if depth is None else depth
@@ -474,9 +486,11 @@ def flakes(params:dict, height:int, width:int, generator:torch.Generator) -> Ten
     light = torch.ones(1, height, width)
     count = params['density'] * 1000 * height * width / 1e6
     for share, scale in SNOW_LAYERS:
-        disk = F.pad(disk_kernel(max(.7, params['size'] * scale / 2)), [max(2, math.ceil(params['drift'] * scale / 2) + 3)] * 4)
+        disk = F.pad(disk_kernel(max(.7, params['size'] * scale / 2)),
+                     [max(2, math.ceil(params['drift'] * scale / 2) + 3)] * 4)
         kernel = convolve(disk[None], gaussian_kernel(max(.4, params['size'] * scale / 8)))
-        if params['drift'] * scale >= 1: kernel = convolve(kernel, line_kernel(params['drift'] * scale, 90 - params['angle']))
+        if params['drift'] * scale >= 1:
+            kernel = convolve(kernel, line_kernel(params['drift'] * scale, 90 - params['angle']))
         drops = scatter_drops(count * share, height, width, generator)
         light = light * (1 - convolve(drops, kernel[0] / kernel.max()).clamp(0, 1))
     return 1 - light
@@ -495,7 +509,8 @@ class LowLight(Degradation):
 
     def draw(self, severity, generator):
         return strength(self.name, severity) | dict(
-            electrons=math.exp(uniform(math.log(.5), math.log(8), generator)), read_noise=uniform(1, 4, generator))
+            electrons=math.exp(uniform(math.log(.5), math.log(8), generator)),
+            read_noise=uniform(1, 4, generator))
 
     def apply(self, image, params, generator, depth=None):
         if params['stops'] <= 0: return image
@@ -508,9 +523,12 @@ register(LowLight(), before='noise');
 
 # %% ../nbs/01_degrade.ipynb #01-062
 JPEG_TABLES = (  # ITU-T T.81, Annex K, as libjpeg and Pillow order them: brightness, colour
-    (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-     18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
-    (17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99) + (99,) * 32)
+    (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+     14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+     18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+     49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    (17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99,
+     24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99) + (99,) * 32)
 
 def jpeg_tables(
     quality:float,  # 1-100
@@ -535,7 +553,9 @@ class JPEG(Degradation):
         c, h, w = image.shape
         pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
         tables, stream = jpeg_tables(params['quality']), io.BytesIO()
-        if c == 3: Image.fromarray(pixels).save(stream, 'JPEG', qtables=tables, subsampling='4:2:0' if params.get('chroma') == 'half' else '4:4:4')
+        if c == 3:
+            Image.fromarray(pixels).save(stream, 'JPEG', qtables=tables,
+                                         subsampling='4:2:0' if params.get('chroma') == 'half' else '4:4:4')
         else: Image.fromarray(pixels[..., 0]).save(stream, 'JPEG', qtables=tables[:1])
         decoded = torch.frombuffer(bytearray(Image.open(stream).tobytes()), dtype=torch.uint8)
         return decoded.view(h, w, c).permute(2, 0, 1).float() / 255
@@ -559,7 +579,7 @@ class Degraded:
     severities: dict[str, float]  # kind -> 1-100, only kinds that were applied
     parameters: dict[str, dict]  # kind -> its parameters
     seed: int  # seed of all random draws
-    regions: dict[str, Region] = field(default_factory=dict)  # kind -> where it is; kinds that are missing are everywhere
+    regions: dict[str, Region] = field(default_factory=dict)  # kind -> where it is; missing: everywhere
 
 # %% ../nbs/01_degrade.ipynb #01-072
 def kind_generator(kind:str, seed:int) -> torch.Generator:
@@ -569,14 +589,16 @@ def kind_generator(kind:str, seed:int) -> torch.Generator:
 def check_severities(severities:dict[str, float]):
     "Raise `ValueError` for an unknown kind or a severity outside 0-100."
     for kind, s in severities.items():
-        if kind not in DEGRADATIONS: raise ValueError(f'unknown kind {kind!r}: expected one of {tuple(DEGRADATIONS)}')
+        if kind not in DEGRADATIONS:
+            raise ValueError(f'unknown kind {kind!r}: expected one of {tuple(DEGRADATIONS)}')
         if not 0 <= s <= 100: raise ValueError(f'severity of {kind} is {s}: expected 0 to 100')
 
 def check_regions(regions:dict[str, Region], severities:dict[str, float], shape:tuple):
     "Raise `ValueError` for a region of a kind that is not applied, or whose mask does not fit the photo."
     for kind, region in regions.items():
         if not severities.get(kind): raise ValueError(f'a region for {kind!r}, which is not applied')
-        if region.mask.shape != (1, *shape): raise ValueError(f'the mask of {kind} is {tuple(region.mask.shape)}: expected {(1, *shape)}')
+        if region.mask.shape != (1, *shape):
+            raise ValueError(f'the mask of {kind} is {tuple(region.mask.shape)}: expected {(1, *shape)}')
 
 def degrade(
     image:Tensor,  # (C, H, W) in [0, 1], C is 1 or 3
@@ -586,11 +608,13 @@ def degrade(
     parameters:dict[str, dict]|None=None,  # kind -> parameters that replace sampled ones, e.g. a sigma
     regions:dict[str, Region]|None=None,  # kind -> the part of the photo that it is confined to
 ) -> Degraded:
-    "Damage a photo with several kinds in physical order. Raises `ValueError` for unknown kinds, severities and masks that do not fit."
+    """Damage a photo with several kinds in physical order. Raises `ValueError` for unknown kinds, severities
+    and masks that do not fit."""
     check_severities(severities)
     check_regions(regions or {}, severities, image.shape[-2:])
     severities = {k: severities[k] for k in DEGRADATIONS if severities.get(k, 0) > 0}
-    if depth is None and any(DEGRADATIONS[k].uses_depth for k in severities): depth = pseudo_depth(image, kind_generator('depth', seed))
+    if depth is None and any(DEGRADATIONS[k].uses_depth for k in severities):
+        depth = pseudo_depth(image, kind_generator('depth', seed))
     drawn, regions = {}, {k: regions[k] for k in severities if k in (regions or {})}
     for kind, severity in severities.items():
         generator = kind_generator(kind, seed)
@@ -600,19 +624,23 @@ def degrade(
     return Degraded(image, severities, drawn, seed, regions)
 
 # %% ../nbs/01_degrade.ipynb #01-081
-PLACES = (('upper left', 'top', 'upper right'), ('left', 'centre', 'right'), ('lower left', 'bottom', 'lower right'))
+PLACES = (('upper left', 'top', 'upper right'), ('left', 'centre', 'right'),
+          ('lower left', 'bottom', 'lower right'))
 
 def region_name(
     mask:Tensor,  # (1, H, W) in [0, 1]
 ) -> str:
-    "Where a mask lies: one of nine places by its centre of mass, or a half or third of the photo that it fills."
+    """Where a mask lies: one of nine places by its centre of mass, or a half or third of the photo that it
+    fills."""
     weight = mask[0] / mask.sum().clamp_min(1e-6)
     h, w = weight.shape
     y = float((weight.sum(1) * torch.linspace(0, 1, h)).sum()) if h > 1 else .5
     x = float((weight.sum(0) * torch.linspace(0, 1, w)).sum()) if w > 1 else .5
     filled = lambda rows, columns: float(mask[0][rows][:, columns].mean())
-    halves = {'upper half': (slice(0, h // 2), slice(0, w)), 'lower half': (slice(h - h // 2, h), slice(0, w)),
-              'left half': (slice(0, h), slice(0, w // 2)), 'right half': (slice(0, h), slice(w - w // 2, w))}
+    halves = {'upper half': (slice(0, h // 2), slice(0, w)),
+              'lower half': (slice(h - h // 2, h), slice(0, w)),
+              'left half': (slice(0, h), slice(0, w // 2)),
+              'right half': (slice(0, h), slice(w - w // 2, w))}
     for name, (rows, columns) in halves.items():
         if h > 1 and w > 1 and filled(rows, columns) > .8 and float(mask.mean()) < .6: return name
     return 'whole photo' if float(mask.mean()) > .9 else PLACES[min(int(y * 3), 2)][min(int(x * 3), 2)]
@@ -626,18 +654,20 @@ def soft_step(x:Tensor, width:float=.04) -> Tensor:
 def random_region(
     height:int, width:int,  # of the photo, pixels
     generator:torch.Generator,
-    depth:Tensor|None=None,  # (1, H, W) in [0, 1]; with it the region may also be the distance or the foreground
+    depth:Tensor|None=None,  # (1, H, W) in [0, 1]; with it the region may be the distance or the foreground
 ) -> Region:
     "A spot, one half, or what is far or near; named."
     ys, xs = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing='ij')
     shape = pick(('spot', 'spot', 'half') if depth is None else ('spot', 'spot', 'half', 'depth'), generator)
     if shape == 'depth':
         far, middle = pick((True, False), generator), float(depth.median())
-        return Region('distance' if far else 'foreground', soft_step((depth - middle) * (1 if far else -1), .08))
+        return Region('distance' if far else 'foreground',
+                      soft_step((depth - middle) * (1 if far else -1), .08))
     if shape == 'half':
         line = pick((ys, xs), generator) - .5
         mask = soft_step(line * pick((1, -1), generator))[None]
     else:
-        cy, cx, ry, rx = (uniform(*bounds, generator) for bounds in ((.2, .8), (.2, .8), (.12, .25), (.12, .25)))
+        cy, cx, ry, rx = (uniform(*bounds, generator)
+                          for bounds in ((.2, .8), (.2, .8), (.12, .25), (.12, .25)))
         mask = soft_step(1 - torch.hypot((ys - cy) / ry, (xs - cx) / rx), .15)[None]
     return Region(region_name(mask), mask)

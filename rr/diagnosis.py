@@ -100,7 +100,8 @@ def check_finding(
     if extra := set(finding.parameters) - set(known):
         raise ValueError(f'{kind} has no parameter {sorted(extra)}; expected some of {list(known)}')
     given = finding.parameters
-    return replace(finding, parameters={n: check_value(kind, p, given[n]) for n, p in known.items() if n in given})
+    return replace(finding, parameters={n: check_value(kind, p, given[n])
+                                        for n, p in known.items() if n in given})
 
 # %% ../nbs/03_diagnosis.ipynb #03-027
 @dataclass(frozen=True)
@@ -162,7 +163,8 @@ class Diagnosis:
         findings = {k: dict(v) for k, v in record.items() if k != 'scene'}
         try: scene = Scene(**record.get('scene', {}))
         except TypeError: raise ValueError(f'scene is {record["scene"]!r}; fields: {list(vars(Scene()))}')
-        return cls({k: Finding(v.pop('severity', None), region=v.pop('region', ''), parameters=v) for k, v in findings.items()}, scene)
+        return cls({k: Finding(v.pop('severity', None), region=v.pop('region', ''), parameters=v)
+                    for k, v in findings.items()}, scene)
 
     def to_json(self)->str:
         "One line of JSON, the last line of the chain of thought."
@@ -184,7 +186,8 @@ class Diagnosis:
         "The true diagnosis of a synthesised photo; a severity that rounds to 0 is absent."
         found = {k: round(float(s)) for k, s in degraded.severities.items()}
         place = {k: region.name for k, region in degraded.regions.items()}
-        findings = {k: Finding(s, dict(degraded.parameters[k]), place.get(k, '')) for k, s in found.items() if s}
+        findings = {k: Finding(s, dict(degraded.parameters[k]), place.get(k, ''))
+                    for k, s in found.items() if s}
         return cls(findings, scene or Scene())
 
 # %% ../nbs/03_diagnosis.ipynb #03-034
@@ -550,7 +553,8 @@ def parse_cot(
     repairs += [f'{k} named without severity: left out' for k in left_out]
 
     staged = stage_parameters(parts.get('parameters', ''))
-    read = lambda k: [f(k, _entry(k, record), staged.get(k, {}), repairs) for f in (read_parameters, read_region)]
+    read = lambda k: [f(k, _entry(k, record), staged.get(k, {}), repairs)
+                      for f in (read_parameters, read_region)]
     findings = {k: Finding(s, *read(k)) for k, s in severities.items() if s}
     scene = record.get('scene', {}) if complete and 'scene' in record else _partial_scene(record, parts)
     return Parsed(Diagnosis(findings, read_scene(scene, repairs)), tuple(dict.fromkeys(repairs)), left_out)

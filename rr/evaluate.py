@@ -29,8 +29,8 @@ import torch.nn.functional as F
 
 from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth, whole_lines
-from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel, kind_generator,
-                        severity_of, to_linear)
+from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, convolve, degrade,
+                        gaussian_kernel, kind_generator, severity_of, to_linear)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
 from .reasoner import expected as expected_value, for_kinds, spread
@@ -270,7 +270,8 @@ def fixed_severity(
     parameters:dict, # with the strength parameters of the kind: extinction, density, intensity, veil or sigma
 )->float: # 0-100
     "The severity that the scale gives to fixed parameters: the highest of what each of them says."
-    return max(severity_of(kind, name, value) for name, value in parameters.items() if name in DEGRADATIONS[kind].ramp)
+    return max(severity_of(kind, name, value) for name, value in parameters.items()
+               if name in DEGRADATIONS[kind].ramp)
 
 # %% ../nbs/14_evaluate.ipynb #14-049
 class Source(NamedTuple):
@@ -440,7 +441,8 @@ def rank_of(
     distribution:torch.Tensor, # (K, 101)
     truth:Iterable[float], # severities of `KINDS`
 )->torch.Tensor: # (K,), 0-1
-    "The share of the distribution below the truth, half of the truth's own included: uniform if the distribution is right."
+    """The share of the distribution below the truth, half of the truth's own included: uniform if the
+    distribution is right."""
     i = torch.tensor([round(float(t)) for t in truth])[:, None]
     return distribution.cumsum(-1).gather(1, i)[:, 0] - distribution.gather(1, i)[:, 0] / 2
 
@@ -606,7 +608,8 @@ def rank_correlation(a, b)->float: # nan where one of them does not vary
     a, b = rankdata(a), rankdata(b)
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else math.nan
 
-def _spearman(kinds): return lambda rows: rank_correlation(rows[:, 0, kinds].ravel(), rows[:, 1, kinds].ravel())
+def _spearman(kinds):
+    return lambda rows: rank_correlation(rows[:, 0, kinds].ravel(), rows[:, 1, kinds].ravel())
 
 MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, dict(mixed='<= 14')),
             'MAE, where present': (lambda k: _error(k, True), 1, {}),
@@ -618,7 +621,8 @@ def reasoner_table(
     records:list[dict], # of the section reasoner
     condition:str='mixed', # or 'all kinds'
 )->Table: # a row for each measure and method, a column for each kind
-    "Errors, rank correlation and F1; `together` is the mean over kinds for errors, and takes all kinds at once for the others."
+    """Errors, rank correlation and F1; `together` is the mean over kinds for errors, and takes all kinds at
+    once for the others."""
     records = [r for r in records if r['condition'] == condition]
     what = dict(mixed="one to three of the paper's kinds").get(condition, 'one to four of all kinds')
     table = Table(caption=f'Reasoner: {len(records)} photos with {what}, mean [95% interval]')
@@ -628,7 +632,8 @@ def reasoner_table(
             rows = np.array([[list(r[k].values()) for k in ('true', key)] for r in records]) # (photos, 2, K)
             cells = {kind: with_interval(rows, make([i]), digits) for i, kind in enumerate(KINDS)}
             cells['together'] = with_interval(rows, make(range(len(KINDS))), digits)
-            table.append(dict(measure=measure, method=label, **cells, goal=goal.get(condition, '') if key == 'expected' else ''))
+            table.append(dict(measure=measure, method=label, **cells,
+                              goal=goal.get(condition, '') if key == 'expected' else ''))
     return table
 
 # %% ../nbs/14_evaluate.ipynb #14-089
@@ -781,7 +786,8 @@ class Evaluation:
                           restorer=fingerprint(pipeline.restorer.policy.module))
 
     def baselines(self, condition:Condition)->Baselines:
-        "Fitted on the mixtures of this condition, when first asked for; those of a clean photo are those of `mixed`."
+        """Fitted on the mixtures of this condition, when first asked for; those of a clean photo are those
+        of `mixed`."""
         recipe = EVALUATION if condition.name == 'clean' else condition.recipe
         if recipe not in self._baselines: self._baselines[recipe] = fit_baselines(self.train, recipe)
         return self._baselines[recipe]
@@ -789,14 +795,18 @@ class Evaluation:
     def settings(self, section:str, condition:Condition|None)->str: # a hash
         "Everything that decides a record besides the photo."
         train = [str(t) for t in self.train or ()]
-        own = dict(train=train) if section == 'reasoner' else dict(steps=self.steps, measure=self.pipeline.measure)
+        own = (dict(train=train) if section == 'reasoner'
+               else dict(steps=self.steps, measure=self.pipeline.measure))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
         return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried, **own))
 
     def diagnosis(self, pair:Pair, condition:Condition)->Diagnosis:
-        "What the restorer is told: what the reasoner says, from its record if there is one, with what can be measured on the photo."
-        known, photo = self.log.get('reasoner', condition.name, pair.name, self.settings('reasoner', condition)), pair.degraded.clamp(0, 1)
+        """What the restorer is told: what the reasoner says, from its record if there is one, with what can
+        be measured on the photo."""
+        known, photo = (
+            self.log.get('reasoner', condition.name, pair.name, self.settings('reasoner', condition)),
+            pair.degraded.clamp(0, 1))
         if known is None: stated = self.pipeline.reasoner.reply([photo])[0].diagnosis
         else: stated = parse_cot(known['cot']).diagnosis if known['valid'] else Diagnosis()
         return self.pipeline.told(photo, stated)
@@ -808,9 +818,11 @@ class Evaluation:
         known = self.log.get(*head.values())
         if known is not None: return known
         pair = make_pair()
-        if section == 'reasoner': body = reasoner_record(pair, self.pipeline.reasoner, self.baselines(condition))
-        else: body = restorer_record(pair, self.diagnosis(pair, condition), self.pipeline.restorer, condition,
-                                     self.steps, self.seed)
+        if section == 'reasoner':
+            body = reasoner_record(pair, self.pipeline.reasoner, self.baselines(condition))
+        else:
+            body = restorer_record(pair, self.diagnosis(pair, condition), self.pipeline.restorer, condition,
+                                   self.steps, self.seed)
         return self.log.add(head | dict(seed=pair.seed) | body)
 
     @property
@@ -861,7 +873,7 @@ def evaluate(
     if 'speed' in sections: records.append(run.speed())
     return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-116
+# %% ../nbs/14_evaluate.ipynb #14-118
 def plot_severity(
     results:Results,
     key:str='expected', # or 'written', 'classical', 'mean'
@@ -879,7 +891,7 @@ def plot_severity(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-121
+# %% ../nbs/14_evaluate.ipynb #14-123
 def plot_gain(
     results:Results,
     method:str='predicted',
@@ -902,12 +914,12 @@ def plot_gain(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-128
+# %% ../nbs/14_evaluate.ipynb #14-130
 def _partner(name:str, stems:dict)->Path|None:
     while name not in stems and '_' in name: name = name.rpartition('_')[0]
     return stems.get(name)
 
-# %% ../nbs/14_evaluate.ipynb #14-129
+# %% ../nbs/14_evaluate.ipynb #14-131
 def paired_photos(
     degraded, # folder of damaged photos
     clean, # folder of clean ones: the same name, or the name up to an underscore (1400_3 -> 1400)
@@ -923,7 +935,7 @@ def paired_photos(
             raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
         yield Pair(*images, None, path.name, 0)
 
-# %% ../nbs/14_evaluate.ipynb #14-130
+# %% ../nbs/14_evaluate.ipynb #14-132
 def noisy_photos(
     folder, # clean photos
     sigma:float=25., # 8-bit levels
@@ -937,7 +949,7 @@ def noisy_photos(
         truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
         yield Pair(clean + noise, clean, truth, path.name, seed + i)
 
-# %% ../nbs/14_evaluate.ipynb #14-132
+# %% ../nbs/14_evaluate.ipynb #14-134
 def evaluate_pairs(
     pairs:Iterable[Pair], # of `paired_photos` or `noisy_photos`
     name:str, # of the benchmark, for the table
@@ -959,34 +971,39 @@ def evaluate_pairs(
     if not records: raise ValueError(f'{name}: no pairs given')
     return Results(records, dict(seed=seed, photos=len(records), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-137
+# %% ../nbs/14_evaluate.ipynb #14-144
 def read_levels(
     reasoner, # `rr.reasoner.Reasoner`
     photos:Iterable, # clean: paths or tensors
-    generators:dict, # name -> (kind, levels, function (photo (3, H, W), level, number of the photo) -> damaged photo)
+    generators:dict, # name -> (kind, levels, (photo (3, H, W), level, number of the photo) -> damaged photo)
     progress:bool=True,
 )->list[dict]: # one record for each photo, generator and level
     "The severities that the reasoner reads from photos that other code has damaged."
     from tqdm.auto import tqdm
     photos = [to_tensor(p) for p in photos]
-    jobs = [(name, level, i) for name, (_, levels, _) in generators.items() for level in levels for i in range(len(photos))]
+    jobs = [(name, level, i) for name, (_, levels, _) in generators.items()
+            for level in levels for i in range(len(photos))]
     def record(name, level, i):
         kind, _, damage = generators[name]
-        found = for_kinds(reasoner.severity([damage(photos[i], level, i).clamp(0, 1)])[0], getattr(reasoner, 'kinds', KINDS))
+        found = for_kinds(reasoner.severity([damage(photos[i], level, i).clamp(0, 1)])[0],
+                          getattr(reasoner, 'kinds', KINDS))
         return dict(generator=name, kind=kind, level=float(level), photo=i, expected=_by_kind(found))
     return [record(*job) for job in tqdm(jobs, leave=False, disable=not progress)]
 
 def level_table(
     records:list[dict], # of `read_levels`
 )->Table:
-    "Rank correlation of level and severity for each generator, over all its photos, and the mean severity at each level."
-    table = Table(caption="Other people's generators: rank correlation of their level and the severity that is read")
+    """Rank correlation of level and severity for each generator, over all its photos, and the mean severity
+    at each level."""
+    table = Table(caption="Other people's generators: rank correlation of their level "
+                          "and the severity that is read")
     for name in dict.fromkeys(r['generator'] for r in records):
         rows = [r for r in records if r['generator'] == name]
         pairs = np.array([(r['level'], r['expected'][r['kind']]) for r in rows])
         means = ', '.join(f'{pairs[pairs[:, 0] == level, 1].mean():.0f}' for level in np.unique(pairs[:, 0]))
         table.append({'generator': name, 'kind': rows[0]['kind'], 'photos': len({r['photo'] for r in rows}),
-                      'rank correlation': with_interval(pairs, lambda p: rank_correlation(p[:, 0], p[:, 1]), 2),
+                      'rank correlation': with_interval(
+                          pairs, lambda p: rank_correlation(p[:, 0], p[:, 1]), 2),
                       'mean severity, level by level': means})
     return table
 
@@ -1000,4 +1017,5 @@ def compare_twins(
     from tqdm.auto import tqdm
     k = getattr(reasoner, 'kinds', KINDS).index(kind)
     both = lambda p: [round(float(s[k]), 3) for s in reasoner.severity([p.degraded.clamp(0, 1), p.clean])]
-    return [dict(name=p.name, kind=kind, **dict(zip(('damaged', 'clean'), both(p)))) for p in tqdm(pairs, leave=False, disable=not progress)]
+    return [dict(name=p.name, kind=kind, **dict(zip(('damaged', 'clean'), both(p))))
+            for p in tqdm(pairs, leave=False, disable=not progress)]

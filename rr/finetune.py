@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised',
-           'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'TowerJudge', 'spend_budget',
-           'schedule', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
+           'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
+           'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter',
            'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward', 'training_memory',
            'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse', 'train_words', 'main']
@@ -19,19 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, processes, seeded, total
-from .data import TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions
+from .data import (TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead,
+                     read_exclusions)
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
-from .nano import Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config
+from .nano import (Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
+                     nano_reasoner_config)
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
-from .reasoner import SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, memory_needed, pictures
+from .reasoner import (SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, memory_needed,
+                         pictures)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
     "Numbers of the diagnosis from the pooled tokens of a photo's three views; used to pre-train the tower."
     def __init__(self, token_size:int=256, hidden:int=256):
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(3 * token_size, hidden), nn.ReLU(), nn.Linear(hidden, DIAGNOSIS_DIM + len(KINDS)))
+        self.net = nn.Sequential(
+            nn.Linear(3 * token_size, hidden), nn.ReLU(), nn.Linear(hidden, DIAGNOSIS_DIM + len(KINDS)))
 
     def forward(self,
         overview:Tensor,  # (B, T, D) tokens of the overview
@@ -66,14 +70,19 @@ def normalised(views:Tensor) -> Tensor:
     "As the nano processor hands pictures to the tower."
     return (views - .5) / .25
 
-def stack_views(photos:list[Tensor]) -> tuple[Tensor, Tensor]:  # (B, 3, 96, 96) overviews, (B, 2, 3, 160, 160) windows
+def stack_views(
+    photos:list[Tensor],
+) -> tuple[Tensor, Tensor]:  # (B, 3, 96, 96) overviews, (B, 2, 3, 160, 160) windows
     "The views of B photos of any sizes."
     views = [nano_views(p) for p in photos]
     return torch.stack([v[0] for v in views]), torch.stack([torch.stack(v[1:]) for v in views])
 
-def see(tower:NanoTower, overviews:Tensor, windows:Tensor) -> tuple[Tensor, Tensor]:  # as `stack_views` returns them
+def see(
+    tower:NanoTower, overviews:Tensor, windows:Tensor,  # as `stack_views` returns them
+) -> tuple[Tensor, Tensor]:
     "Tokens of the overviews, `(B, T, D)`, and of the windows, `(B, 2, T', D)`, of B photos."
-    return tower.features(normalised(overviews)), tower.features(normalised(windows.flatten(0, 1))).unflatten(0, windows.shape[:2])
+    return (tower.features(normalised(overviews)),
+            tower.features(normalised(windows.flatten(0, 1))).unflatten(0, windows.shape[:2]))
 
 # %% ../nbs/08_finetune.ipynb #08-010
 @dataclass
@@ -93,7 +102,9 @@ class TowerTraining:
 class TowerBatches:
     "Batch number `step`: views and target numbers; the streams take turns."
     def __init__(self, streams:list[PairStream], n:int): self.streams, self.n = streams, n
-    def __call__(self, step:int) -> tuple[Tensor, Tensor, Tensor]:  # (n, 3, 96, 96), (n, 2, 3, 160, 160), (n, DIAGNOSIS_DIM)
+    def __call__(
+        self, step:int,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # (n, 3, 96, 96), (n, 2, 3, 160, 160), (n, DIAGNOSIS_DIM)
         stream = self.streams[step % len(self.streams)]
         pairs = [stream[step * self.n + i] for i in range(self.n)]
         return *stack_views([p.degraded for p in pairs]), diagnosis_vectors([p.diagnosis for p in pairs])
@@ -101,10 +112,11 @@ class TowerBatches:
 # %% ../nbs/08_finetune.ipynb #08-013
 class TowerTrainer:
     "Pre-trains a tower on streams of pairs; resumes from `folder`."
-    def __init__(self, tower:NanoTower, streams:list[PairStream], folder:Path|str, settings:TowerTraining=TowerTraining(), held_out=None,
-                 device:str|torch.device='cpu'):
+    def __init__(self, tower:NanoTower, streams:list[PairStream], folder:Path|str,
+                 settings:TowerTraining=TowerTraining(), held_out=None, device:str|torch.device='cpu'):
         self.device, self.batch = torch.device(device), TowerBatches(streams, settings.batch)
-        self.tower, self.folder, self.settings, self.held_out = tower.to(self.device), Path(folder), settings, held_out
+        self.tower, self.folder, self.settings, self.held_out = (
+            tower.to(self.device), Path(folder), settings, held_out)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.head = DiagnosisHead(tower.project.out_features).to(self.device)
         self.parameters = [*tower.parameters(), *self.head.parameters()]
@@ -117,8 +129,9 @@ class TowerTrainer:
 
     def save(self):
         "Write everything that the next step depends on, whole or not at all."
-        state = dict(tower=self.tower.state_dict(), head=self.head.state_dict(), optimizer=self.optimizer.state_dict(),
-                     step=self.step, elapsed=self.elapsed, settings=asdict(self.settings))
+        state = dict(tower=self.tower.state_dict(), head=self.head.state_dict(),
+                     optimizer=self.optimizer.state_dict(), step=self.step, elapsed=self.elapsed,
+                     settings=asdict(self.settings))
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
     def resume(self):
@@ -136,16 +149,21 @@ class TowerTrainer:
         "Give the tower the mean and spread of its statistics over a few batches."
         made = [self.batch(i)[:2] for i in range(batches)]
         views = [torch.cat([o for o, _ in made]), torch.cat([w.flatten(0, 1) for _, w in made])]
-        self.tower.gist.standardise(torch.cat([Gist.statistics(x, block_spectra(x)) for x in (normalised(v.to(self.device)) for v in views)]))
+        self.tower.gist.standardise(torch.cat([
+            Gist.statistics(x, block_spectra(x)) for x in (normalised(v.to(self.device)) for v in views)]))
 
     def train_step(self) -> float:
         "One update; returns the loss."
         s = self.settings
-        if self.batches is None: self.batches = Replay(made_ahead(self.batch, self.step // s.replays, s.workers), s.replays, s.kept, self.device)
+        if self.batches is None:
+            self.batches = Replay(made_ahead(self.batch, self.step // s.replays, s.workers),
+                                  s.replays, s.kept, self.device)
         overviews, windows, target = self.batches.draw(s.batch, seeded(s.seed * 1_000_003 + self.step))
         with autocast(self.device): numbers, logits = self.head(*see(self.tower, overviews, windows))
         loss = head_loss(numbers.float(), logits.float(), target)
-        for g in self.optimizer.param_groups: g['lr'] = self.settings.learning_rate * schedule(self.elapsed / self.settings.minutes, self.settings.warmup)
+        for g in self.optimizer.param_groups:
+            g['lr'] = self.settings.learning_rate * schedule(
+                self.elapsed / self.settings.minutes, self.settings.warmup)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.)
@@ -157,7 +175,8 @@ class TowerTrainer:
     def errors(self, pairs:list) -> dict[str, float]:
         "Mean absolute error of the severity, 0-100, by kind."
         target = diagnosis_vectors([p.diagnosis for p in pairs])
-        ask = lambda photos: self.head(*see(self.tower, *(v.to(self.device) for v in stack_views(photos))))[0].cpu()
+        ask = lambda photos: self.head(
+            *see(self.tower, *(v.to(self.device) for v in stack_views(photos))))[0].cpu()
         numbers = torch.cat([ask([p.degraded for p in pairs[i:i + 8]]) for i in range(0, len(pairs), 8)])
         columns = severity_columns()
         mae = (numbers[:, columns].clamp(0, 1) - target[:, columns]).abs().mean(0) * 100
@@ -165,7 +184,8 @@ class TowerTrainer:
 
     def report(self):
         "Append loss and held-out errors to `tower.jsonl`."
-        record = dict(step=self.step, minutes=round(self.elapsed, 2), loss=round(sum(self.losses) / max(1, len(self.losses)), 5))
+        record = dict(step=self.step, minutes=round(self.elapsed, 2),
+                      loss=round(sum(self.losses) / max(1, len(self.losses)), 5))
         if self.held_out: record |= self.errors(self.held_out)
         with open(self.folder/'tower.jsonl', 'a') as f: f.write(json.dumps(record) + '\n')
         self.losses = []
@@ -177,7 +197,27 @@ class TowerTrainer:
         spend_budget(self)
         return self.tower.eval()
 
-# %% ../nbs/08_finetune.ipynb #08-016
+# %% ../nbs/08_finetune.ipynb #08-015
+def spend_budget(trainer):
+    """Call `train_step` until `settings.minutes` are used up; `save` and `report` every
+    `settings.save_every` minutes and at the end. Several processes agree on the time."""
+    last, saved = time.perf_counter(), trainer.elapsed
+    while trainer.elapsed < trainer.settings.minutes:
+        trainer.losses.append(trainer.train_step())
+        now = trainer.elapsed + (time.perf_counter() - last) / 60
+        last, trainer.elapsed = time.perf_counter(), (
+            total(torch.tensor(now, device=trainer.device)).item() / processes() if processes() > 1 else now)
+        if trainer.elapsed - saved > trainer.settings.save_every:
+            saved = trainer.elapsed
+            trainer.save(); trainer.report()
+    trainer.save(); trainer.report()
+
+def schedule(progress:float, warmup:float) -> float:
+    "Factor of the learning rate: linear warm-up, then a cosine to zero; `progress` from 0 to 1."
+    if progress < warmup: return .05 + .95 * progress / warmup
+    return .5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
+
+# %% ../nbs/08_finetune.ipynb #08-020
 class TowerJudge:
     "Severities from a tower and its head, as `Reasoner.severity` gives them."
     kinds = KINDS
@@ -198,25 +238,7 @@ class TowerJudge:
         numbers, _ = self.head(*see(self.tower, *stack_views(list(images))))
         return numbers[:, severity_columns()].clamp(0, 1) * 100
 
-# %% ../nbs/08_finetune.ipynb #08-017
-def spend_budget(trainer):
-    "Call `train_step` until `settings.minutes` are used up; `save` and `report` every `settings.save_every` minutes and at the end. Several processes agree on the time."
-    last, saved = time.perf_counter(), trainer.elapsed
-    while trainer.elapsed < trainer.settings.minutes:
-        trainer.losses.append(trainer.train_step())
-        now = trainer.elapsed + (time.perf_counter() - last) / 60
-        last, trainer.elapsed = time.perf_counter(), total(torch.tensor(now, device=trainer.device)).item() / processes() if processes() > 1 else now
-        if trainer.elapsed - saved > trainer.settings.save_every:
-            saved = trainer.elapsed
-            trainer.save(); trainer.report()
-    trainer.save(); trainer.report()
-
-def schedule(progress:float, warmup:float) -> float:
-    "Factor of the learning rate: linear warm-up, then a cosine to zero; `progress` from 0 to 1."
-    if progress < warmup: return .05 + .95 * progress / warmup
-    return .5 * (1 + math.cos(math.pi * (min(progress, 1) - warmup) / (1 - warmup)))
-
-# %% ../nbs/08_finetune.ipynb #08-021
+# %% ../nbs/08_finetune.ipynb #08-022
 def sample_diagnosis(
     generator:torch.Generator,
     recipe:Recipe=TRAINING,
@@ -233,7 +255,7 @@ def sample_texts(scenes:list[Scene], n:int, seed:int=0) -> list[str]:
     g = seeded(seed)
     return [sample_diagnosis(g, scene=scenes[i % len(scenes)]).to_cot() for i in range(n)]
 
-# %% ../nbs/08_finetune.ipynb #08-024
+# %% ../nbs/08_finetune.ipynb #08-025
 def answer_start(
     ids:Tensor,  # (T,) one conversation that ends with the assistant's turn
     tokenizer,
@@ -248,7 +270,7 @@ class ChatCollator:
                  views=nano_views,  # photo -> views; None: conversations without pictures
                  prompt:Prompt=SHORT_PROMPT,
                  opening_weight:float=4.,  # weight of stages 1 to 3: kinds, severities, parameters
-                 opening_share:float=0.,  # share of the batches that are cut off after stage 3, which saves a third of the time
+                 opening_share:float=0.,  # share of batches cut off after stage 3: a third less time
                  kinds:tuple[str, ...]=KINDS,  # what stage 2 quantifies
                 ):
         self.processor, self.views, self.prompt, self.kinds = processor, views, prompt, kinds
@@ -257,15 +279,18 @@ class ChatCollator:
     def __call__(self, pairs:list) -> dict[str, Tensor]:
         views = [self.views(p.degraded) if self.views else [] for p in pairs]
         cots = [p.diagnosis.to_cot(self.kinds) for p in pairs]
-        texts = [self.processor.apply_chat_template(chat(v, c, self.prompt), tokenize=False) for v, c in zip(views, cots)]
+        texts = [self.processor.apply_chat_template(chat(v, c, self.prompt), tokenize=False)
+                 for v, c in zip(views, cots)]
         batch = self.processor(text=texts, images=pictures(views, self.prompt) or None, do_rescale=False,
                                padding=True, padding_side='right', return_tensors='pt')
-        batch['labels'], batch['loss_weights'], end = self.targets(batch['input_ids'], batch['attention_mask'], cots)
+        batch['labels'], batch['loss_weights'], end = self.targets(
+            batch['input_ids'], batch['attention_mask'], cots)
         if pairs[0].seed % 100 >= 100 * self.opening_share: return dict(batch)
         return {k: v[:, :end] if v.shape == batch['input_ids'].shape else v for k, v in batch.items()}
 
     def targets(self, input_ids:Tensor, mask:Tensor, cots:list[str]) -> tuple[Tensor, Tensor, int]:
-        "Labels (-100 where there is no loss) and weights of the tokens, `(B, T)` both, and where the last stage 3 ends."
+        """Labels (-100 where there is no loss) and weights of the tokens, `(B, T)` both, and where the last
+        stage 3 ends."""
         labels, weights, end = input_ids.masked_fill(mask == 0, -100), torch.ones(input_ids.shape), 0
         for row, ids, cot in zip(range(len(cots)), input_ids, cots):
             start = answer_start(ids, self.processor.tokenizer)
@@ -275,7 +300,7 @@ class ChatCollator:
             end = max(end, start + opening)
         return labels, weights, end
 
-# %% ../nbs/08_finetune.ipynb #08-027
+# %% ../nbs/08_finetune.ipynb #08-028
 def loss_html(
     ids:Tensor, labels:Tensor, weights:Tensor,  # (T,) one conversation
     tokenizer,
@@ -289,10 +314,11 @@ def loss_html(
         if text == image_token: skipped += 1; continue
         if skipped: pieces.append(f'<span style="color:#888">[{skipped} image tokens]</span>'); skipped = 0
         colour = '#eee' if l == -100 else '#f5c98a' if w > 1 else '#cfe6f5'
-        pieces.append(f'<span style="background:{colour};border-radius:3px;margin:1px">{html.escape(text)}</span>')
+        pieces.append(f'<span style="background:{colour};border-radius:3px;margin:1px">'
+                      f'{html.escape(text)}</span>')
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
-# %% ../nbs/08_finetune.ipynb #08-031
+# %% ../nbs/08_finetune.ipynb #08-032
 def own_numbers(start:int):  # endless iterator of integers
     "The numbers from `start` on; in a worker of a data loader, its own share of them."
     worker = torch.utils.data.get_worker_info()
@@ -305,15 +331,17 @@ class ReasonerData(torch.utils.data.IterableDataset):
         for i in own_numbers(self.start): yield self.streams[i % len(self.streams)][i]
 
 class Rehearsal(torch.utils.data.IterableDataset):
-    "Sampled diagnoses without photos: what a language model can learn about the form before it sees anything."
-    def __init__(self, scenes:list[Scene], seed:int=0, start:int=0): self.scenes, self.seed, self.start = scenes, seed, start
+    """Sampled diagnoses without photos: what a language model can learn about the form before it sees
+    anything."""
+    def __init__(self, scenes:list[Scene], seed:int=0, start:int=0):
+        self.scenes, self.seed, self.start = scenes, seed, start
     def __iter__(self):
         for i in own_numbers(self.start):
             g = seeded(self.seed * 1_000_003 + i)
             scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
             yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
 
-# %% ../nbs/08_finetune.ipynb #08-033
+# %% ../nbs/08_finetune.ipynb #08-034
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     "Cross-entropy of the next token, averaged with weights over the tokens that have a label."
     logits, labels, weights = logits[:, :-1].float(), labels[:, 1:], weights[:, 1:]
@@ -340,25 +368,31 @@ def reasoner_trainer(
 
     class JSONLog(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
-            with open(Path(folder)/'log.jsonl', 'a') as f: f.write(json.dumps(dict(step=state.global_step, **(logs or {}))) + '\n')
+            with open(Path(folder)/'log.jsonl', 'a') as f:
+                f.write(json.dumps(dict(step=state.global_step, **(logs or {}))) + '\n')
 
-    defaults = dict(max_steps=100, per_device_train_batch_size=8, learning_rate=1e-3, lr_scheduler_type='cosine', warmup_steps=20,
-        logging_steps=20, save_steps=200, save_total_limit=1, remove_unused_columns=False, report_to=[], disable_tqdm=True,
-        max_grad_norm=1., weight_decay=.01, adam_beta2=.95, use_cpu=not torch.cuda.is_available(), dataloader_num_workers=0,
-        dataloader_pin_memory=False, ignore_data_skip=False, seed=0, accelerator_config=dict(dispatch_batches=False, split_batches=False))
+    defaults = dict(
+        max_steps=100, per_device_train_batch_size=8, learning_rate=1e-3, lr_scheduler_type='cosine',
+        warmup_steps=20, logging_steps=20, save_steps=200, save_total_limit=1, remove_unused_columns=False,
+        report_to=[], disable_tqdm=True, max_grad_norm=1., weight_decay=.01, adam_beta2=.95,
+        use_cpu=not torch.cuda.is_available(), dataloader_num_workers=0, dataloader_pin_memory=False,
+        ignore_data_skip=False, seed=0,
+        accelerator_config=dict(dispatch_batches=False, split_batches=False))
     args = TrainingArguments(output_dir=str(folder), **(defaults | settings))
     Path(folder).mkdir(parents=True, exist_ok=True)
     return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
 
 def freeze_tower(model, frozen:bool=True):
-    "Freeze what a nano reasoner's tower sees (convolutions, spectra, statistics), or let it learn again; its projections always learn."
+    """Freeze what a nano reasoner's tower sees (convolutions, spectra, statistics), or let it learn again;
+    its projections always learn."""
     tower = model.model.visual
     for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(not frozen)
     return model
 
-# %% ../nbs/08_finetune.ipynb #08-040
+# %% ../nbs/08_finetune.ipynb #08-041
 LANGUAGE_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
-VISION_LAYERS = r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])'  # of Qwen3-VL's own tower and of the nano one
+VISION_LAYERS = (  # of Qwen3-VL's own tower and of the nano one
+    r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])')
 
 @contextmanager
 def old_names():
@@ -376,7 +410,9 @@ def add_adapter(
     "Put a LoRA adapter on the linear layers of the language model."
     from peft import LoraConfig, get_peft_model
     layers = f'({LANGUAGE_LAYERS})|({VISION_LAYERS})' if vision else LANGUAGE_LAYERS
-    with old_names(): return get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers, task_type='CAUSAL_LM'))
+    with old_names():
+        return get_peft_model(model, LoraConfig(
+            r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers, task_type='CAUSAL_LM'))
 
 def save_adapter(
     model,  # as `add_adapter` returns it
@@ -388,7 +424,8 @@ def save_adapter(
     folder = Path(folder)
     model.peft_config['default'].base_model_name_or_path = str(base)
     model.save_pretrained(folder, save_embedding_layers=False)  # they are not trained
-    with atomic_path(folder/'kinds.json', overwrite=True) as path: path.write_text(json.dumps(list(kinds)) + '\n')
+    with atomic_path(folder/'kinds.json', overwrite=True) as path:
+        path.write_text(json.dumps(list(kinds)) + '\n')
 
 def merge_adapter(
     folder:Path|str,  # of an adapter
@@ -403,7 +440,7 @@ def merge_adapter(
     else: model.save_pretrained(out); base.processor.save_pretrained(out)
     (out/'kinds.json').write_text(json.dumps(list(kinds)) + '\n')
 
-# %% ../nbs/08_finetune.ipynb #08-041
+# %% ../nbs/08_finetune.ipynb #08-042
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter
     streams:list[PairStream],  # what to learn from
@@ -419,15 +456,19 @@ def teach(
 ) -> Reasoner:
     "Fine-tune a reasoner with LoRA; the same lines for nano and Qwen, on one process or many."
     folder, kinds = Path(folder), tuple(kinds or reasoner.kinds)
-    model = reasoner.model if hasattr(reasoner.model, 'peft_config') else add_adapter(reasoner.model, rank, alpha, vision)
+    model = (reasoner.model if hasattr(reasoner.model, 'peft_config')
+             else add_adapter(reasoner.model, rank, alpha, vision))
     if settings.get('gradient_checkpointing'): model.enable_input_require_grads()
-    collator = ChatCollator(reasoner.processor, reasoner.views, reasoner.prompt, opening_share=opening_share, kinds=kinds)
-    run_trainer(model, ReasonerData(streams), collator, folder, max_steps=steps, per_device_train_batch_size=batch,
+    collator = ChatCollator(reasoner.processor, reasoner.views, reasoner.prompt,
+                            opening_share=opening_share, kinds=kinds)
+    run_trainer(model, ReasonerData(streams), collator, folder,
+                max_steps=steps, per_device_train_batch_size=batch,
                 learning_rate=learning_rate, warmup_steps=max(1, steps // 20), **settings)
     if int(os.environ.get('RANK', 0)) == 0: save_adapter(model, folder, base, kinds)
-    return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views, reasoner.batch_size, kinds)
+    return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views,
+                    reasoner.batch_size, kinds)
 
-# %% ../nbs/08_finetune.ipynb #08-043
+# %% ../nbs/08_finetune.ipynb #08-044
 def save_memory(model):
     "Let a model keep only the inputs of its layers for the backward pass, and compute the rest again."
     with old_names(): model.gradient_checkpointing_enable()
@@ -447,71 +488,84 @@ def kept_for_backward(
         if storage._cdata not in weights: kept[storage._cdata] = storage
         return tensor
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = text(inputs_embeds=x, position_ids=place, use_cache=False)  # held, so that no storage is freed and counted twice
+        out = text(inputs_embeds=x, position_ids=place, use_cache=False)  # held: no storage is counted twice
     del out
     return sum(storage.nbytes() for storage in kept.values())
 
 def training_memory(
     config,  # a `Qwen3VLConfig`
     rank:int=16,
-    batch:int=1, tokens:int=1500,  # conversations in a step and their length: 1,024 tokens are a photo of one megapixel
+    batch:int=1, tokens:int=1500,  # conversations in a step, their length: 1,024 tokens are one megapixel
     quantize:str|None=None,  # '4bit': the frozen weights
     checkpointing:bool=True,
 ) -> dict[str, float]:  # GB
-    "Memory that fine-tuning with LoRA needs, in bfloat16, adapter and Adam in float32; attention that is not fused is counted in full, so an upper bound."
+    """Memory that fine-tuning with LoRA needs, in bfloat16, adapter and Adam in float32; attention that is
+    not fused is counted in full, so an upper bound."""
     from transformers import Qwen3VLForConditionalGeneration
     def build(layers):
         small = copy.deepcopy(config)
         small.text_config.num_hidden_layers = layers
-        with torch.device('meta'): return add_adapter(Qwen3VLForConditionalGeneration(small).bfloat16(), rank).train()
+        with torch.device('meta'):
+            return add_adapter(Qwen3VLForConditionalGeneration(small).bfloat16(), rank).train()
     whole, one = build(config.text_config.num_hidden_layers), build(1)
     trained = sum(p.numel() for p in whole.parameters() if p.requires_grad)
     if checkpointing: save_memory(whole)
     kept = kept_for_backward(whole, batch, tokens) + checkpointing * kept_for_backward(one, batch, tokens)
-    parts = {'weights': memory_needed(config, torch.bfloat16, quantize, tokens=0), 'adapter': 16 * trained, 'kept': kept,
+    parts = {'weights': memory_needed(config, torch.bfloat16, quantize, tokens=0),
+             'adapter': 16 * trained, 'kept': kept,
              'scores': batch * tokens * config.text_config.vocab_size * (2 + 4 + 4)}
     return {k: round(v / 1e9, 2) for k, v in (parts | {'together': sum(parts.values())}).items()}
 
-# %% ../nbs/08_finetune.ipynb #08-050
+# %% ../nbs/08_finetune.ipynb #08-051
 def short_side(path:Path) -> int:  # pixels
     "The smaller of a photo's sides, read from the file's header."
     from PIL import Image
     with Image.open(path) as im: return min(im.size)
 
-def two_sizes(photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0, large:int=320) -> list[PairStream]:
-    "Streams of 224-pixel pairs from all photos and of larger pairs, with more choice of windows, from the photos that are large enough."
+def two_sizes(
+    photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0, large:int=320,
+) -> list[PairStream]:
+    """Streams of 224-pixel pairs from all photos and of larger pairs, with more choice of windows, from the
+    photos that are large enough."""
     big = [p for p in photos if short_side(p) >= large]
     small = PairStream(photos, 224, recipe, seed, scenes)
     return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
 
-# %% ../nbs/08_finetune.ipynb #08-052
+# %% ../nbs/08_finetune.ipynb #08-053
 def run_trainer(model, data, collator, folder:Path, **settings):
     "Train, going on from the last checkpoint in `folder` if there is one, with the pairs that come next."
     done = max((int(p.name.split('-')[1]) for p in folder.glob('checkpoint-*')), default=0)
     data.start = done * settings['per_device_train_batch_size'] * int(os.environ.get('WORLD_SIZE', 1))
-    reasoner_trainer(model, data, collator, folder, ignore_data_skip=True, **settings).train(resume_from_checkpoint=done > 0)
+    reasoner_trainer(model, data, collator, folder, ignore_data_skip=True, **settings).train(
+        resume_from_checkpoint=done > 0)
 
 def change_eyes(model, tower:Path):
-    "Give a nano reasoner the convolutions, spectra and gist of a `tower.pt`; the projections that its language model knows stay."
-    seen = {k: v for k, v in torch.load(tower, map_location='cpu', weights_only=True)['tower'].items() if k.split('.')[0] not in ('project', 'summary')}
+    """Give a nano reasoner the convolutions, spectra and gist of a `tower.pt`; the projections that its
+    language model knows stay."""
+    seen = {k: v for k, v in torch.load(tower, map_location='cpu', weights_only=True)['tower'].items()
+            if k.split('.')[0] not in ('project', 'summary')}
     model.model.visual.load_state_dict(seen, strict=False)
 
 @torch.no_grad()
 def change_words(model, old, new):  # -> model
-    "A nano reasoner for the tokenizer `new` instead of `old`: each token starts as the mean of the old tokens that spell it; all else stays."
+    """A nano reasoner for the tokenizer `new` instead of `old`: each token starts as the mean of the old
+    tokens that spell it; all else stays."""
     text = model.config.text_config
-    other = build_nano_reasoner(nano_reasoner_config(new, text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads,
-                                                     *tower_shape(model.config)))
+    other = build_nano_reasoner(nano_reasoner_config(
+        new, text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads,
+        *tower_shape(model.config)))
     known, words = model.get_input_embeddings().weight, old.get_vocab()
     for piece, i in new.get_vocab().items():
         plain = new.convert_tokens_to_string([piece])
-        spelt = [words[piece]] if piece in words else old.encode(plain) if '\ufffd' not in plain else [words[byte] for byte in piece]
+        spelt = ([words[piece]] if piece in words else
+                 old.encode(plain) if '\ufffd' not in plain else
+                 [words[byte] for byte in piece])
         other.get_input_embeddings().weight[i] = known[spelt].mean(0)
     rest = {k: v for k, v in model.state_dict().items() if v.shape == other.state_dict()[k].shape}
     other.load_state_dict(rest, strict=False)
     return other
 
-# %% ../nbs/08_finetune.ipynb #08-054
+# %% ../nbs/08_finetune.ipynb #08-055
 def rehearse(
     folder:Path,  # gets a checkpoint, a log and `rehearsed`; if that is there, it is what comes back
     scenes:list[Scene],
@@ -522,9 +576,10 @@ def rehearse(
     "Learn the vocabulary and the form of a chain of thought, without photos; needs no tower."
     if (folder/'rehearsed').exists(): return load_nano_reasoner(folder/'rehearsed')
     processor = nano_processor(train_tokenizer(sample_texts(scenes, 12000)))
-    model = change_words(start[0], start[1].tokenizer, processor.tokenizer) if start else build_nano_reasoner(nano_reasoner_config(processor.tokenizer))
-    run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.), folder/'rehearsal',
-                max_steps=steps, warmup_steps=min(100, steps // 10), **settings)
+    model = (change_words(start[0], start[1].tokenizer, processor.tokenizer) if start else
+             build_nano_reasoner(nano_reasoner_config(processor.tokenizer)))
+    run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.),
+                folder/'rehearsal', max_steps=steps, warmup_steps=min(100, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'rehearsed.part')
     os.replace(folder/'rehearsed.part', folder/'rehearsed')  # whole or not at all
     return model, processor
@@ -536,56 +591,81 @@ def train_words(
     batch:int, learning_rate:float,
     start:Path|None=None,  # go on from these weights instead
     tower:Path|None=None,  # with `start`: a tower.pt whose eyes take the place of theirs
-    new_words:bool=False,  # with `start`: learn the vocabulary anew, for kinds that it has no words for, and rehearse
+    new_words:bool=False,  # with `start`: learn the vocabulary anew, for kinds it has no words for; rehearse
     opening_share:float=0.,  # as for `ChatCollator`
     whole:bool=False,  # train the tower's convolutions too
     workers:int=0,  # processes that make batches ahead
 ):
     "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
-    settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate, dataloader_num_workers=workers)
+    settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate,
+                    dataloader_num_workers=workers)
     if start:
         model, processor = load_nano_reasoner(start)
         if tower: change_eyes(model, tower)
     if new_words or not start:
-        model, processor = rehearse(folder, scenes, rehearsal, (model, processor) if start else None, **settings)
-        if not start: model.model.visual.load_state_dict(torch.load(folder/'tower.pt', map_location='cpu', weights_only=True)['tower'])
-    run_trainer(freeze_tower(model, not whole), ReasonerData(streams), ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
+        model, processor = rehearse(
+            folder, scenes, rehearsal, (model, processor) if start else None, **settings)
+        if not start:
+            model.model.visual.load_state_dict(
+                torch.load(folder/'tower.pt', map_location='cpu', weights_only=True)['tower'])
+    run_trainer(freeze_tower(model, not whole), ReasonerData(streams),
+                ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
                 warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
-# %% ../nbs/08_finetune.ipynb #08-055
+# %% ../nbs/08_finetune.ipynb #08-056
 def main(args:list[str]|None=None):
-    "Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any size."
-    p = argparse.ArgumentParser(prog='python -m rr.finetune', description='Train the nano reasoner, first tower, then words; or a LoRA adapter for a reasoner of any size.')
+    """Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any
+    size."""
+    p = argparse.ArgumentParser(
+        prog='python -m rr.finetune',
+        description='Train the nano reasoner, first tower, then words; '
+                    'or a LoRA adapter for a reasoner of any size.')
     p.add_argument('part', choices=('tower', 'rehearsal', 'words', 'lora'))
     p.add_argument('photos', type=Path, help='folder of clean photos')
     p.add_argument('out', type=Path, help='folder for checkpoints, logs and weights; resumes')
     p.add_argument('--minutes', type=float, default=40, help='budget of the tower')
     p.add_argument('--steps', type=int, default=2000, help='updates of the words with photos')
-    p.add_argument('--rehearsal', type=int, default=1500, help='updates of the words without photos, before: as a part of its own, or with the words')
+    p.add_argument('--rehearsal', type=int, default=1500,
+                   help='updates of the words without photos, before: '
+                        'as a part of its own, or with the words')
     p.add_argument('--batch', type=int, default=16)
     p.add_argument('--learning-rate', type=float, default=1e-3)
-    p.add_argument('--max-kinds', type=int, default=TRAINING.max_kinds, help='degradations in one photo, at most')
-    p.add_argument('--weights', type=float, nargs=len(KINDS), help=f'how often each kind is drawn: {" ".join(KINDS)}')
-    p.add_argument('--clean-share', type=float, default=TRAINING.clean_share, help='share of photos that stay clean')
-    p.add_argument('--region-share', type=float, default=TRAINING.region_share, help='how often a kind is confined to a part of the photo')
-    p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
+    p.add_argument('--max-kinds', type=int, default=TRAINING.max_kinds,
+                   help='degradations in one photo, at most')
+    p.add_argument('--weights', type=float, nargs=len(KINDS),
+                   help=f'how often each kind is drawn: {" ".join(KINDS)}')
+    p.add_argument('--clean-share', type=float, default=TRAINING.clean_share,
+                   help='share of photos that stay clean')
+    p.add_argument('--region-share', type=float, default=TRAINING.region_share,
+                   help='how often a kind is confined to a part of the photo')
+    p.add_argument('--exclude', type=Path, nargs='+', default=(),
+                   help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--held-out', type=Path, help='folder of photos to report errors on')
-    p.add_argument('--start', type=Path, help='go on from these weights: a tower.pt for the tower, a folder for the words')
-    p.add_argument('--tower', type=Path, help='words, with --start: a tower.pt that takes the place of the tower there')
-    p.add_argument('--new-words', action='store_true', help='words, with --start: learn the vocabulary anew and rehearse')
-    p.add_argument('--opening-share', type=float, default=0., help='words: share of the batches that end after stage 3')
+    p.add_argument('--start', type=Path,
+                   help='go on from these weights: a tower.pt for the tower, a folder for the words')
+    p.add_argument('--tower', type=Path,
+                   help='words, with --start: a tower.pt that takes the place of the tower there')
+    p.add_argument('--new-words', action='store_true',
+                   help='words, with --start: learn the vocabulary anew and rehearse')
+    p.add_argument('--opening-share', type=float, default=0.,
+                   help='words: share of the batches that end after stage 3')
     p.add_argument('--whole', action='store_true', help='words: train the tower too')
     p.add_argument('--base', default='nano', help='lora: the reasoner to tune: nano, a folder, or a hub id')
     p.add_argument('--quantize', choices=('4bit',), help='lora: load the base in 4 bits')
     p.add_argument('--rank', type=int, default=16, help='lora: rank of the adapter')
     p.add_argument('--vision', action='store_true', help='lora: also on the vision tower')
-    p.add_argument('--gradient-checkpointing', action='store_true', help='lora: less memory, a third more time')
-    p.add_argument('--tone-share', type=float, default=0., help='how often a clean photo gets other tones, so that being dark or pale is no damage')
+    p.add_argument('--gradient-checkpointing', action='store_true',
+                   help='lora: less memory, a third more time')
+    p.add_argument('--tone-share', type=float, default=0.,
+                   help='how often a clean photo gets other tones, so that being dark or pale is no damage')
     p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead, for a GPU')
-    p.add_argument('--replays', type=int, default=1, help='tower: updates for each batch that is made, for a GPU that is faster than the workers')
-    p.add_argument('--device', default='cpu', help='of the tower: cpu or cuda; words and lora take a GPU where there is one')
+    p.add_argument('--replays', type=int, default=1,
+                   help='tower: updates for each batch that is made, '
+                        'for a GPU that is faster than the workers')
+    p.add_argument('--device', default='cpu',
+                   help='of the tower: cpu or cuda; words and lora take a GPU where there is one')
     p.add_argument('--threads', type=int)
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(args)
@@ -593,24 +673,27 @@ def main(args:list[str]|None=None):
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     scenes = load_captions(a.captions) if a.captions else {}
-    recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights), clean_share=a.clean_share, region_share=a.region_share,
-                     tone_share=a.tone_share)
+    recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
+                     clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share)
     streams = two_sizes(photos, scenes, recipe, a.seed)
     described = [scenes.get(f, Scene()) for f in photos]
     if a.part == 'rehearsal':
-        rehearse(a.out, described, a.rehearsal, per_device_train_batch_size=a.batch, learning_rate=a.learning_rate, dataloader_num_workers=a.workers)
+        rehearse(a.out, described, a.rehearsal, per_device_train_batch_size=a.batch,
+                 learning_rate=a.learning_rate, dataloader_num_workers=a.workers)
         return
     if a.part == 'words':
-        return train_words(a.out, streams, described, a.steps, a.rehearsal,
-                           a.batch, a.learning_rate, a.start, a.tower, a.new_words, a.opening_share, a.whole, a.workers)
+        return train_words(a.out, streams, described, a.steps, a.rehearsal, a.batch, a.learning_rate,
+                           a.start, a.tower, a.new_words, a.opening_share, a.whole, a.workers)
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
-        teach(reasoner, streams, a.out, a.base, steps=a.steps, batch=a.batch, rank=a.rank, vision=a.vision, learning_rate=a.learning_rate,
-              opening_share=a.opening_share, gradient_checkpointing=a.gradient_checkpointing)
+        teach(reasoner, streams, a.out, a.base, steps=a.steps, batch=a.batch, rank=a.rank, vision=a.vision,
+              learning_rate=a.learning_rate, opening_share=a.opening_share,
+              gradient_checkpointing=a.gradient_checkpointing)
         return
-    held_out = [PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)] if a.held_out else None
-    settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed, workers=a.workers,
-                             replays=a.replays)
+    held_out = ([PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)]
+                if a.held_out else None)
+    settings = TowerTraining(minutes=a.minutes, batch=a.batch, learning_rate=a.learning_rate, seed=a.seed,
+                             workers=a.workers, replays=a.replays)
     trainer = TowerTrainer(NanoTower(256), streams, a.out, settings, held_out, a.device)
     if a.start and not trainer.step: trainer.start_from(a.start)
     trainer.fit()

@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import atomic_path, autocast, processes, psnr, rank, seeded, sum_gradients, write_photo
-from .data import Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions, made_ahead, read_exclusions, whole_lines
+from .data import (Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions,
+                     made_ahead, read_exclusions, whole_lines)
 from .degrade import KINDS
 from .diagnosis import Diagnosis, diagnosis_vectors
 from .finetune import schedule, short_side, spend_budget
 from .nano import NanoRestorerNet, first_guesses, glance_at, load_nano_restorer, save_nano_restorer
 from .reasoner import Reasoner
-from .restorer import CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, measured_diagnoses, save_lora
+from .restorer import (CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, measured_diagnoses,
+                         save_lora)
 
 # %% ../nbs/10_flow.ipynb #10-005
 @dataclass
@@ -36,13 +38,14 @@ class Batch:
     numbers: Tensor  # (B, DIAGNOSIS_DIM)
     text: Tensor|None = None  # (B, T, D) chain of thought as the text encoder reads it
     text_mask: Tensor|None = None  # (B, T)
-    whole: Tensor|None = None  # (B, 3, 64, 64) the photos that the patches are from, small; None: patches are photos
+    whole: Tensor|None = None  # (B, 3, 64, 64) the photos of the patches, small; None: patches are photos
     place: Tensor|None = None  # (B, 4) where in them: top, left, bottom, right from 0 to 1
     guesses: Tensor|None = None  # (B, 9, S, S) of `first_guesses`; None: the network makes them
 
     def to(self, device) -> 'Batch':
         "The same on another device."
-        return Batch(*(x if x is None else x.to(device) for x in (getattr(self, f.name) for f in fields(self))))
+        return Batch(*(x if x is None else x.to(device)
+                       for x in (getattr(self, f.name) for f in fields(self))))
 
 def flow_state(
     batch:Batch,
@@ -84,7 +87,8 @@ def flow_loss(
     noise = torch.randn(batch.photo.shape, generator=generator, device=generator.device).to(device)
     x_t = flow_state(batch, t, noise, net.config['start_noise'])
     with autocast(device):
-        correction = net(x_t, t, batch.photo, batch.text, batch.text_mask, batch.numbers, batch.whole, batch.place, batch.guesses)
+        correction = net(x_t, t, batch.photo, batch.text, batch.text_mask, batch.numbers,
+                         batch.whole, batch.place, batch.guesses)
     clean = batch.photo + correction.float()
     return (charbonnier(clean, batch.clean) + spectral(clean, batch.clean) + floor).log().mean()
 
@@ -99,7 +103,8 @@ def shake_numbers(
 
 def prediction_rows(pairs:list[Pair], diagnose) -> list[dict]:
     "What `diagnose` says of the damaged photos, as `Predictions` keeps it."
-    return [dict(photo=p.name, seed=p.seed, diagnosis=d.to_dict()) for p, d in zip(pairs, diagnose([p.degraded for p in pairs]))]
+    return [dict(photo=p.name, seed=p.seed, diagnosis=d.to_dict())
+            for p, d in zip(pairs, diagnose([p.degraded for p in pairs]))]
 
 class Predictions:
     "What a reasoner says of pairs: asked once for each, kept in a file."
@@ -111,7 +116,8 @@ class Predictions:
         if whole_lines(self.path):
             for row in self.path.read_text().splitlines(): self.remember(**json.loads(row))
 
-    def remember(self, photo:str, seed:int, diagnosis:dict): self.known[photo, seed] = Diagnosis.from_dict(diagnosis)
+    def remember(self, photo:str, seed:int, diagnosis:dict):
+        self.known[photo, seed] = Diagnosis.from_dict(diagnosis)
 
     def unknown(self, pairs:list[Pair]) -> list[Pair]:
         "Those that have not been asked about."
@@ -145,14 +151,18 @@ def with_alarms(
     generator:torch.Generator,
     most:int=60,  # severity of an alarm: a reasoner that is wrong seldom sees a photo as ruined
 ) -> list[Pair]:
-    "The pairs, some of them with a false alarm: one finding of another pair, of a kind that they do not have."
+    """The pairs, some of them with a false alarm: one finding of another pair, of a kind that they do not
+    have."""
     told, changed = [p.diagnosis for p in pairs], []
     for pair, truth in zip(pairs, true, strict=True):
         known = pair.diagnosis.findings | truth.findings
-        foreign = [(k, f) for d in told for k, f in d.findings.items() if k not in known and f.severity <= most]
+        foreign = [(k, f) for d in told for k, f in d.findings.items()
+                   if k not in known and f.severity <= most]
         chance, which = torch.rand(2, generator=generator).tolist()
-        if foreign and truth.findings and chance < share:  # damage of one kind is what raises false alarms of another
-            pair = replace(pair, diagnosis=replace(pair.diagnosis, findings=pair.diagnosis.findings | dict([foreign[int(which * len(foreign))]])))
+        if foreign and truth.findings and chance < share:  # damage of one kind raises false alarms of another
+            pair = replace(pair, diagnosis=replace(
+                pair.diagnosis,
+                findings=pair.diagnosis.findings | dict([foreign[int(which * len(foreign))]])))
         changed.append(pair)
     return changed
 
@@ -183,7 +193,8 @@ def make_batch(
     numbers = shake_numbers(diagnosis_vectors(diagnoses).repeat_interleave(n, 0), generator)
     whole = torch.cat([glance_at(p.degraded[None]) for p in pairs]).repeat_interleave(n, 0)
     damaged, clean, place = map(torch.cat, zip(*patches))
-    return Batch(damaged, clean, numbers, whole=whole, place=place, guesses=first_guesses(damaged, numbers) if guess else None)
+    return Batch(damaged, clean, numbers, whole=whole, place=place,
+                 guesses=first_guesses(damaged, numbers) if guess else None)
 
 # %% ../nbs/10_flow.ipynb #10-014
 def cut_again(
@@ -198,8 +209,10 @@ def cut_again(
     rows, columns = (top[:, None] + line)[:, :, None], (left[:, None] + line)[:, None]
     cut = lambda x: x[which[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
     place = torch.stack([top, left, top + size, left + size], 1) / side
-    return Batch(cut(batch.photo), cut(batch.clean), batch.numbers[which], None if batch.text is None else batch.text[which],
-                 None if batch.text_mask is None else batch.text_mask[which], batch.whole[which], place, cut(batch.guesses))
+    return Batch(cut(batch.photo), cut(batch.clean), batch.numbers[which],
+                 None if batch.text is None else batch.text[which],
+                 None if batch.text_mask is None else batch.text_mask[which],
+                 batch.whole[which], place, cut(batch.guesses))
 
 def fixed_length(batch:Batch, tokens:int=320) -> Batch:
     "The batch with its texts cut or filled up to one length, so that they can be kept together with others."
@@ -241,9 +254,9 @@ class FlowTraining:
     patches: int = 1  # from each
     patch: int = 96  # side, pixels; a multiple of 16
     weight_decay: float = 1e-4
-    predicted: float = .5  # share of the pairs with the reasoner's diagnosis, where there is a reasoner to ask
+    predicted: float = .5  # share of the pairs with the reasoner's diagnosis, where there is a reasoner
     alarms: float = 0.  # share of the pairs that get a false alarm, by `with_alarms`
-    pool: int|None = None  # pairs that the reasoner is asked about, again and again, cut elsewhere, so that each is diagnosed once; None: always new ones
+    pool: int|None = None  # pairs for the reasoner, again and again, each diagnosed once; None: always new
     workers: int = 0  # processes that make batches ahead; with a reasoner they need a pool
     replays: int = 1  # updates for each batch that is made, on patches of the `kept` pairs made last
     kept: int = 4000  # 2 MB each for pairs of 256 x 256
@@ -272,14 +285,20 @@ class FlowBatches:
         true = [p.diagnosis for p in pairs]
         if self.predict: pairs = with_predictions(pairs, self.predict, asked)
         if s.alarms: pairs = with_alarms(pairs, true, s.alarms, generator)
-        size, n = (s.patch, s.patches) if s.replays == 1 else (pairs[0].clean.shape[-1], 1)  # whole, where patches are cut later
-        return make_batch(pairs, size, n, generator, guess=s.workers > 0 or s.replays > 1), [p.diagnosis for p in pairs]
+        size, n = ((s.patch, s.patches) if s.replays == 1
+                   else (pairs[0].clean.shape[-1], 1))  # whole, where patches are cut later
+        return (make_batch(pairs, size, n, generator, guess=s.workers > 0 or s.replays > 1),
+                [p.diagnosis for p in pairs])
 
 class AskedPart:
-    "What a reasoner says of those pairs in part `i` of a stream that it was not asked about before; a part is `n` pairs long."
-    def __init__(self, stream:PairStream, predict:Predictions, n:int=32): self.stream, self.predict, self.n = stream, predict, n
+    """What a reasoner says of those pairs in part `i` of a stream that it was not asked about before; a part
+    is `n` pairs long."""
+    def __init__(self, stream:PairStream, predict:Predictions, n:int=32):
+        self.stream, self.predict, self.n = stream, predict, n
+
     def __call__(self, i:int) -> list[dict]:
-        return prediction_rows(self.predict.unknown([self.stream[i * self.n + j] for j in range(self.n)]), self.predict.diagnose)
+        return prediction_rows(self.predict.unknown([self.stream[i * self.n + j] for j in range(self.n)]),
+                               self.predict.diagnose)
 
 # %% ../nbs/10_flow.ipynb #10-026
 def average_gradients(parameters):
@@ -299,20 +318,24 @@ def sample_grid(net:NanoRestorerNet, pairs:list[Pair], embed=None) -> Tensor:  #
 # %% ../nbs/10_flow.ipynb #10-027
 class FlowTrainer:
     "Trains a nano restorer on a stream of pairs; resumes from `folder` when there is a checkpoint."
-    def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str, settings:FlowTraining=FlowTraining(),
+    def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str,
+                 settings:FlowTraining=FlowTraining(),
                  embed=None,  # list of diagnoses -> (text (B, T, D), mask (B, T)); None: train without text
                  diagnose=None,  # as for `Predictions`; None: only true diagnoses
                  validate=None,  # function of a network -> dict of numbers for the log
                  device:str|torch.device='cpu',
-                 samples:list[Pair]=(),  # of one size, for samples.png: damaged, restored and clean side by side
+                 samples:list[Pair]=(),  # of one size, for samples.png: damaged, restored, clean side by side
                 ):
         self.device, self.folder, self.settings = torch.device(device), Path(folder), settings
-        self.net, self.embed, self.validate, self.samples = net.to(self.device), embed, validate, list(samples)
+        self.net, self.embed, self.validate, self.samples = (
+            net.to(self.device), embed, validate, list(samples))
         self.folder.mkdir(parents=True, exist_ok=True)
         self.predict = diagnose and Predictions(diagnose, self.folder/f'predictions{rank() or ""}.jsonl')
-        if self.predict and settings.workers and not settings.pool: raise ValueError('a reasoner and workers: set how many pairs it is asked about (pool)')
+        if self.predict and settings.workers and not settings.pool:
+            raise ValueError('a reasoner and workers: set how many pairs it is asked about (pool)')
         self.batch, self.batches = FlowBatches(stream, settings, self.predict), None
-        self.optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate,
+                                           weight_decay=settings.weight_decay)
         self.average, self.step, self.elapsed, self.losses = WeightAverage(net), 0, 0., []
         if self.checkpoint.exists(): self.resume()
 
@@ -328,8 +351,10 @@ class FlowTrainer:
     def save(self):
         "Write the checkpoint and the averaged weights, each whole or not at all."
         if rank(): return
-        state = dict(net=self.net.state_dict(), average=self.average.weights, average_steps=self.average.steps,
-                     optimizer=self.optimizer.state_dict(), step=self.step, elapsed=self.elapsed, settings=asdict(self.settings))
+        state = dict(net=self.net.state_dict(),
+                     average=self.average.weights, average_steps=self.average.steps,
+                     optimizer=self.optimizer.state_dict(), step=self.step, elapsed=self.elapsed,
+                     settings=asdict(self.settings))
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
         save_nano_restorer(self.averaged_net(), self.folder)
 
@@ -346,9 +371,11 @@ class FlowTrainer:
         with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(record) + '\n')
 
     def ask_ahead(self):
-        "Have the whole pool diagnosed, by several processes where there are workers, before the first update."
+        """Have the whole pool diagnosed, by several processes where there are workers, before the first
+        update."""
         part = AskedPart(self.batch.stream, self.predict)
-        for rows in made_ahead(part, 0, self.settings.workers, end=math.ceil(self.settings.pool / part.n)): self.predict.note(rows)
+        for rows in made_ahead(part, 0, self.settings.workers, end=math.ceil(self.settings.pool / part.n)):
+            self.predict.note(rows)
 
     def ready(self, made:tuple[Batch, list[Diagnosis]]) -> tuple[Tensor, ...]:
         "A batch on the device, with its text, in the order of the fields of `Batch`."
@@ -365,10 +392,12 @@ class FlowTrainer:
         if self.batches is None:
             made = made_ahead(self.batch, self.step // s.replays, s.workers)
             self.batches = Replay(map(self.ready, made), s.replays, s.kept, self.device)
-        generator = seeded(2**31 + s.seed * 1_000_003 + self.step * processes() + rank())  # other numbers than those that the batch was made with
+        # other numbers than those that the batch was made with
+        generator = seeded(2**31 + s.seed * 1_000_003 + self.step * processes() + rank())
         batch = Batch(*(x if x.numel() else None for x in self.batches.draw(s.pairs, generator)))
         if s.replays > 1: batch = cut_again(batch, s.patch, s.patches, generator)
-        loss = flow_loss(self.net, batch, generator if self.device.type == 'cpu' else seeded(generator.initial_seed(), self.device))
+        loss = flow_loss(self.net, batch, generator if self.device.type == 'cpu'
+                         else seeded(generator.initial_seed(), self.device))
         for group in self.optimizer.param_groups: group['lr'] = learning_rate(s, self.elapsed)
         self.optimizer.zero_grad()
         loss.backward()
@@ -382,11 +411,14 @@ class FlowTrainer:
     def report(self):
         "Log the mean loss since the last report, and the validation; draw the samples."
         if rank(): self.losses = []; return
-        record = dict(step=self.step, minutes=round(self.elapsed, 2), loss=sum(self.losses) / max(1, len(self.losses)))
+        record = dict(step=self.step, minutes=round(self.elapsed, 2),
+                      loss=sum(self.losses) / max(1, len(self.losses)))
         if self.validate: record |= self.validate(self.averaged_net())
         self.losses = []
         self.log(**record)
-        if self.samples: write_photo(self.folder/'samples.png', sample_grid(self.averaged_net(), self.samples, self.embed), overwrite=True)
+        if self.samples:
+            write_photo(self.folder/'samples.png', sample_grid(self.averaged_net(), self.samples, self.embed),
+                        overwrite=True)
 
     def fit(self) -> NanoRestorerNet:
         "Train until the budget of minutes is used up; returns the averaged network."
@@ -409,18 +441,21 @@ def one_step(
     noise = torch.randn(photo.shape, generator=seeded(seed)).to(device)
     text, mask = (None, None) if embed is None else embed(diagnoses)
     with autocast(device):
-        f = net(photo + net.config['start_noise'] * noise, photo.new_ones(len(photo)), photo, text, mask, diagnosis_vectors(diagnoses).to(device))
+        f = net(photo + net.config['start_noise'] * noise, photo.new_ones(len(photo)), photo, text, mask,
+                diagnosis_vectors(diagnoses).to(device))
     return (photo + f.float()).clamp(0, 1)
 
 def psnr_gain(
     pairs:list[Pair],  # sides multiples of 16
     embed=None,
 ):
-    "A validation function: network -> mean PSNR gain in dB by the kinds in a photo, and PSNR of clean photos (100: untouched)."
+    """A validation function: network -> mean PSNR gain in dB by the kinds in a photo, and PSNR of clean
+    photos (100: untouched)."""
     def validate(net) -> dict[str, float]:
         rows = {}
         for p in pairs:
-            out = one_step(net, p.degraded[None].to(next(net.parameters()).device), [p.diagnosis], embed)[0].cpu()
+            out = one_step(net, p.degraded[None].to(next(net.parameters()).device), [p.diagnosis],
+                           embed)[0].cpu()
             kinds = p.diagnosis.present
             name = kinds[0] if len(kinds) == 1 else 'mixed' if kinds else 'clean'
             gain = psnr(out, p.clean) - (psnr(p.degraded, p.clean) if kinds else 0)
@@ -435,7 +470,8 @@ def validation_pairs(
     seed:int=1,
 ) -> list[Pair]:
     "A fixed set: half mixtures, and each kind alone, and clean ones in between."
-    recipes = [Recipe(min_kinds=2), Recipe(max_kinds=1), Recipe(min_kinds=2), Recipe(max_kinds=1), Recipe(clean_share=1.)]
+    recipes = [Recipe(min_kinds=2), Recipe(max_kinds=1), Recipe(min_kinds=2), Recipe(max_kinds=1),
+               Recipe(clean_share=1.)]
     streams = [PairStream(clean_photos(folder), size, r, seed) for r in recipes]
     return [streams[i % len(streams)][i] for i in range(n)]
 
@@ -450,7 +486,8 @@ def velocity_loss(
     "Mean squared error of the velocity at a point of the path; for policies of any size."
     start = policy.anchor(cond) + policy.noise_scale * noise
     wide = t.view(-1, *[1] * (clean.ndim - 1))
-    return (policy.velocity((1 - wide) * clean + wide * start, t, cond) - (start - clean)).float().square().flatten(1).mean(1)
+    return (policy.velocity((1 - wide) * clean + wide * start, t, cond)
+            - (start - clean)).float().square().flatten(1).mean(1)
 
 def logit_normal_times(n:int, generator:torch.Generator) -> Tensor:  # (n,) in (0, 1)
     "Times to train at: most often in the middle of the path."
@@ -468,7 +505,9 @@ def encode_pairs(
     for count, pair in enumerate(pairs, 1):
         path = folder/f'{count - 1:06d}.pt'
         if path.exists(): continue
-        with torch.no_grad(): clean, cond = policy.encode(pair.clean[None]), policy.condition(pair.degraded[None].clamp(0, 1), [pair.diagnosis])
+        with torch.no_grad():
+            clean, cond = (policy.encode(pair.clean[None]),
+                           policy.condition(pair.degraded[None].clamp(0, 1), [pair.diagnosis]))
         kept = {k: None if v is None else v.cpu() for k, v in vars(cond).items()}
         with atomic_path(path, overwrite=True) as part: torch.save(dict(clean=clean.cpu(), cond=kept), part)
     return count
@@ -476,7 +515,8 @@ def encode_pairs(
 class EncodedPairs(torch.utils.data.Dataset):
     "What `encode_pairs` wrote: (latents, condition), a batch of one each."
     def __init__(self, folder:Path|str, condition=QwenCondition, device:str|torch.device='cpu'):
-        self.files, self.condition, self.device = sorted(Path(folder).glob('*.pt')), condition, torch.device(device)
+        self.files, self.condition, self.device = (
+            sorted(Path(folder).glob('*.pt')), condition, torch.device(device))
         if not self.files: raise FileNotFoundError(f'{folder}: no encoded pairs there')
 
     def __len__(self): return len(self.files)
@@ -490,7 +530,7 @@ class EncodedPairs(torch.utils.data.Dataset):
 class LoraTraining:
     "Settings of `LoraTrainer`."
     steps: int = 1000  # updates
-    accumulate: int = 8  # pairs in an update, in each process; they go through one by one, for their sizes differ
+    accumulate: int = 8  # pairs in an update, in each process; one by one, for their sizes differ
     learning_rate: float = 1e-4  # peak
     warmup: float = .03  # share of the steps
     weight_decay: float = 1e-4
@@ -499,13 +539,16 @@ class LoraTraining:
     save_every: int = 50  # updates between checkpoints
 
 class LoraTrainer:
-    "Flow matching of those weights of a policy that require a gradient; resumes from `folder` when there is a checkpoint."
+    """Flow matching of those weights of a policy that require a gradient; resumes from `folder` when there
+    is a checkpoint."""
     def __init__(self, policy:FlowPolicy, pairs:EncodedPairs, folder:Path|str, settings:LoraTraining=None):
-        self.policy, self.pairs, self.folder, self.settings = policy, pairs, Path(folder), settings or LoraTraining()
+        self.policy, self.pairs, self.folder, self.settings = (
+            policy, pairs, Path(folder), settings or LoraTraining())
         self.folder.mkdir(parents=True, exist_ok=True)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         if not self.parameters: raise ValueError('no parameter requires a gradient: add_lora first')
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.settings.learning_rate,
+                                           weight_decay=self.settings.weight_decay)
         self.trained = torch.nn.ParameterList(self.parameters)
         self.average, self.step, self.losses = WeightAverage(self.trained, self.settings.decay), 0, []
         if self.checkpoint.exists(): self.resume()
@@ -516,7 +559,9 @@ class LoraTrainer:
     def save(self):
         "All that the next update depends on, whole or not at all."
         if rank(): return
-        state = dict(trained=self.trained.state_dict(), average=self.average.weights, average_steps=self.average.steps, optimizer=self.optimizer.state_dict(), step=self.step)
+        state = dict(trained=self.trained.state_dict(),
+                     average=self.average.weights, average_steps=self.average.steps,
+                     optimizer=self.optimizer.state_dict(), step=self.step)
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
     def resume(self):
@@ -524,7 +569,8 @@ class LoraTrainer:
         state = torch.load(self.checkpoint, map_location=self.parameters[0].device, weights_only=True)
         self.trained.load_state_dict(state['trained'])
         self.optimizer.load_state_dict(state['optimizer'])
-        self.average.weights, self.average.steps, self.step = state['average'], state['average_steps'], state['step']
+        self.average.weights, self.average.steps, self.step = (
+            state['average'], state['average_steps'], state['step'])
 
     def train_step(self) -> float:
         "One update; returns the loss of this process."
@@ -534,12 +580,14 @@ class LoraTrainer:
         for i in torch.randint(len(self.pairs), (s.accumulate,), generator=generator).tolist():
             clean, cond = self.pairs[i]
             t, noise = logit_normal_times(1, generator), torch.randn(clean.shape, generator=generator)
-            loss = velocity_loss(self.policy, clean, cond, t.to(clean.device), noise.to(clean.device)).mean() / s.accumulate
+            loss = velocity_loss(self.policy, clean, cond,
+                                 t.to(clean.device), noise.to(clean.device)).mean() / s.accumulate
             loss.backward()
             losses.append(loss.item())
         average_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.)
-        for group in self.optimizer.param_groups: group['lr'] = s.learning_rate * schedule(self.step / s.steps, s.warmup)
+        for group in self.optimizer.param_groups:
+            group['lr'] = s.learning_rate * schedule(self.step / s.steps, s.warmup)
         self.optimizer.step()
         self.average.update(self.trained)
         self.step += 1
@@ -553,7 +601,8 @@ class LoraTrainer:
             if self.step % s.save_every and self.step < s.steps: continue
             self.save()
             if not rank():
-                with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(dict(step=self.step, loss=sum(self.losses) / len(self.losses))) + '\n')
+                with open(self.folder/'log.jsonl', 'a') as f:
+                    f.write(json.dumps(dict(step=self.step, loss=sum(self.losses) / len(self.losses))) + '\n')
             self.losses = []
         self.trained.load_state_dict(self.average.weights)
 
@@ -572,7 +621,8 @@ def tune_lora(
 ):
     "Encode pairs, then train a LoRA for Qwen-Image-Edit, then save it; each part resumes."
     from diffusers.training_utils import cast_training_params
-    restorer = QwenRestorer.from_pretrained(a.restorer, a.device, quantize=a.quantize, pixels=a.pixels, negative_prompt=None)
+    restorer = QwenRestorer.from_pretrained(a.restorer, a.device, quantize=a.quantize, pixels=a.pixels,
+                                            negative_prompt=None)
     predict = diagnose and Predictions(diagnose, a.out/'predictions.jsonl')
     def told(i):
         pair = stream[i]
@@ -581,49 +631,66 @@ def tune_lora(
     a.out.mkdir(parents=True, exist_ok=True)
     if not rank(): encode_pairs(restorer.policy, map(told, range(a.pool or 1000)), a.out/'pairs')
     if processes() > 1: torch.distributed.barrier()
-    restorer.pipeline.register_modules(vae=None, text_encoder=None)  # all that they had to say is in the files
+    restorer.pipeline.register_modules(vae=None, text_encoder=None)  # all that they can say is in the files
     torch.manual_seed(a.seed)
     add_lora(restorer.policy.module, a.rank, 2 * a.rank)
     cast_training_params(restorer.policy.module, torch.float32)
     restorer.policy.module.enable_gradient_checkpointing()
-    LoraTrainer(restorer.policy, EncodedPairs(a.out/'pairs', device=a.device), a.out, LoraTraining(a.steps, a.pairs, a.learning_rate, seed=a.seed)).fit()
+    LoraTrainer(restorer.policy, EncodedPairs(a.out/'pairs', device=a.device), a.out,
+                LoraTraining(a.steps, a.pairs, a.learning_rate, seed=a.seed)).fit()
     if not rank(): save_lora(restorer.pipeline, a.out/'lora')
 
 # %% ../nbs/10_flow.ipynb #10-043
 def main(args:list[str]|None=None):
     "Command line: train a nano restorer on a folder of clean photos."
-    p = argparse.ArgumentParser(prog='python -m rr.flow', description='Train the nano restorer by flow matching.')
+    p = argparse.ArgumentParser(prog='python -m rr.flow',
+                                description='Train the nano restorer by flow matching.')
     p.add_argument('photos', type=Path, help='folder of clean photos')
-    p.add_argument('out', type=Path, help='folder for checkpoint, weights and log.jsonl; resumes when it has a checkpoint')
+    p.add_argument('out', type=Path,
+                   help='folder for checkpoint, weights and log.jsonl; resumes when it has a checkpoint')
     p.add_argument('--minutes', type=float, default=60)
     p.add_argument('--learning-rate', type=float, default=8e-4)
     p.add_argument('--max-kinds', type=int, default=3, help='degradations in one photo, at most')
-    p.add_argument('--weights', type=float, nargs=len(KINDS), help=f'how often each kind is drawn: {" ".join(KINDS)}')
-    p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
+    p.add_argument('--weights', type=float, nargs=len(KINDS),
+                   help=f'how often each kind is drawn: {" ".join(KINDS)}')
+    p.add_argument('--exclude', type=Path, nargs='+', default=(),
+                   help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--validate', type=Path, help='folder of photos to validate on')
     p.add_argument('--samples', type=int, default=4, help='with --validate: rows of samples.png')
     p.add_argument('--start', type=Path, help='folder of weights to start from')
-    p.add_argument('--reasoner', type=Path, help='folder of the nano reasoner whose language model reads the chain of thought')
-    p.add_argument('--predicted', type=float, default=0, help='share of the pairs that carry the diagnosis of --reasoner instead of the true one')
-    p.add_argument('--alarms', type=float, default=0., help='share of the pairs whose diagnosis gets a false alarm')
-    p.add_argument('--size', type=int, default=160, help='side of the photos that patches are cut from; 256 or more with --predicted, for the reasoner looks at them whole (smaller photos are then left out)')
-    p.add_argument('--pool', type=int, help='with --predicted: so many pairs again and again, each diagnosed once')
+    p.add_argument('--reasoner', type=Path,
+                   help='folder of the nano reasoner whose language model reads the chain of thought')
+    p.add_argument('--predicted', type=float, default=0,
+                   help='share of the pairs that carry the diagnosis of --reasoner instead of the true one')
+    p.add_argument('--alarms', type=float, default=0.,
+                   help='share of the pairs whose diagnosis gets a false alarm')
+    p.add_argument('--size', type=int, default=160,
+                   help='side of the photos that patches are cut from; 256 or more with --predicted, '
+                        'for the reasoner looks at them whole (smaller photos are then left out)')
+    p.add_argument('--pool', type=int,
+                   help='with --predicted: so many pairs again and again, each diagnosed once')
     p.add_argument('--pairs', type=int, default=16, help='photos in each update')
     p.add_argument('--patches', type=int, default=1, help='patches from each photo')
     p.add_argument('--save-every', type=float, default=3, help='minutes between checkpoints')
     p.add_argument('--patch', type=int, default=96, help='their side, a multiple of 16')
-    p.add_argument('--tone-share', type=float, default=0., help='how often a clean photo gets other tones first')
+    p.add_argument('--tone-share', type=float, default=0.,
+                   help='how often a clean photo gets other tones first')
     p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead, for a GPU')
-    p.add_argument('--replays', type=int, default=1, help='updates for each batch that is made, for a GPU that is faster than the workers')
-    p.add_argument('--kept', type=int, default=4000, help='with --replays: pairs that wait on the device, 2 MB each for pairs of 256 x 256')
+    p.add_argument('--replays', type=int, default=1,
+                   help='updates for each batch that is made, for a GPU that is faster than the workers')
+    p.add_argument('--kept', type=int, default=4000,
+                   help='with --replays: pairs that wait on the device, 2 MB each for pairs of 256 x 256')
     p.add_argument('--device', default='cpu', help='cpu or cuda')
     p.add_argument('--threads', type=int, help='CPU threads')
-    p.add_argument('--restorer', help='instead of the nano network: a LoRA for this Qwen-Image-Edit, a hub id or a folder; --pool pairs are encoded once, --pairs is what an update accumulates')
+    p.add_argument('--restorer',
+                   help='instead of the nano network: a LoRA for this Qwen-Image-Edit, a hub id or a folder; '
+                        '--pool pairs are encoded once, --pairs is what an update accumulates')
     p.add_argument('--rank', type=int, default=32, help='with --restorer: of the LoRA')
     p.add_argument('--steps', type=int, default=1000, help='with --restorer: updates')
     p.add_argument('--pixels', type=int, default=512 * 512, help='with --restorer: area to work at')
-    p.add_argument('--quantize', choices=('4bit', '8bit'), help='with --restorer: the weights that do not train')
+    p.add_argument('--quantize', choices=('4bit', '8bit'),
+                   help='with --restorer: the weights that do not train')
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(args)
     if a.predicted and not a.reasoner: p.error('--predicted needs --reasoner')
@@ -633,7 +700,8 @@ def main(args:list[str]|None=None):
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     if a.predicted: photos = [p for p in photos if short_side(p) >= a.size]
     if not photos: p.error(f'no photo has {a.size} pixels on its short side')
-    recipe = Recipe(max_kinds=a.max_kinds, clean_share=.08, weights=a.weights and tuple(a.weights), tone_share=a.tone_share)
+    recipe = Recipe(max_kinds=a.max_kinds, clean_share=.08, weights=a.weights and tuple(a.weights),
+                    tone_share=a.tone_share)
     stream = PairStream(photos, a.size, recipe, seed=a.seed,
                         scenes=load_captions(a.captions) if a.captions else None)
     embed = diagnose = None
@@ -644,8 +712,11 @@ def main(args:list[str]|None=None):
     if a.restorer: return tune_lora(a, stream, diagnose)
     shown = validation_pairs(a.validate) if a.validate else []
     net = load_nano_restorer(a.start) if a.start else NanoRestorerNet()
-    settings = FlowTraining(minutes=a.minutes, learning_rate=a.learning_rate, save_every=a.save_every, seed=a.seed,
-                            pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, alarms=a.alarms, pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)
-    FlowTrainer(net, stream, a.out, settings, embed, diagnose, shown and psnr_gain(shown, embed), a.device, shown[:a.samples]).fit()
+    settings = FlowTraining(
+        minutes=a.minutes, learning_rate=a.learning_rate, save_every=a.save_every, seed=a.seed,
+        pairs=a.pairs, patches=a.patches, patch=a.patch, predicted=a.predicted, alarms=a.alarms,
+        pool=a.pool, workers=a.workers, replays=a.replays, kept=a.kept)
+    FlowTrainer(net, stream, a.out, settings, embed, diagnose, shown and psnr_gain(shown, embed), a.device,
+                shown[:a.samples]).fit()
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook

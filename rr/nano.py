@@ -25,7 +25,7 @@ from .degrade import DEGRADATIONS, blur_kernel, fast_size, reflect_pad, strength
 from .diagnosis import DIAGNOSIS_DIM, vector_names
 
 # %% ../nbs/06_nano.ipynb #06-005
-OVERVIEW, WINDOW = 96, 160  # sides of the views, pixels; multiples of 32, so that the stock processor leaves them alone
+OVERVIEW, WINDOW = 96, 160  # sides of the views, pixels: multiples of 32, so the processor leaves them alone
 
 def texture_map(
     image:Tensor,  # (3, H, W), H and W at least `WINDOW`
@@ -33,7 +33,8 @@ def texture_map(
 ) -> Tensor:  # (rows, columns): mean gradient of the window at each candidate position
     "How much texture each candidate window holds; noise is averaged away first."
     grey = F.avg_pool2d(image.mean(0)[None, None], 4)
-    gradient = (grey[..., 1:, :-1] - grey[..., :-1, :-1]).abs() + (grey[..., :-1, 1:] - grey[..., :-1, :-1]).abs()
+    gradient = ((grey[..., 1:, :-1] - grey[..., :-1, :-1]).abs()
+                + (grey[..., :-1, 1:] - grey[..., :-1, :-1]).abs())
     gradient = F.pad(gradient, (0, 1, 0, 1))
     return F.avg_pool2d(gradient, WINDOW // 4, max(1, step // 4))[0, 0]
 
@@ -45,20 +46,22 @@ def windows_of(
     step = 4 * max(4, min(h, w) // 64)
     score = texture_map(image, step)
     flat = score.flatten()
-    place = lambda i: (min(i // score.shape[1] * step, h - WINDOW), min(i % score.shape[1] * step, w - WINDOW))
+    place = lambda i: (min(i // score.shape[1] * step, h - WINDOW),
+                       min(i % score.shape[1] * step, w - WINDOW))
     return [place(int(flat.argmax())), place(int((flat - flat.quantile(.25)).abs().argmin()))]
 
 def nano_views(
     image:Tensor,  # (3, H, W) in [0, 1], any size
 ) -> list[Tensor]:  # (3, 96, 96), (3, 160, 160), (3, 160, 160)
     "What the nano reasoner sees: the whole photo, small, and two windows at native resolution."
-    overview = F.interpolate(image[None], (OVERVIEW, OVERVIEW), mode='bilinear', antialias=True)[0].clamp(0, 1)
+    overview = F.interpolate(
+        image[None], (OVERVIEW, OVERVIEW), mode='bilinear', antialias=True)[0].clamp(0, 1)
     h, w = image.shape[-2:]
     if min(h, w) < WINDOW:  # mirror a small photo until a window fits
         image = reflect_pad(image, math.ceil((WINDOW - min(h, w)) / 2))
     return [overview] + [image[:, t:t + WINDOW, l:l + WINDOW] for t, l in windows_of(image)]
 
-# %% ../nbs/06_nano.ipynb #06-009
+# %% ../nbs/06_nano.ipynb #06-010
 PATCH, MERGE = 16, 2  # as in Qwen3-VL
 
 def unpatchify(
@@ -79,15 +82,17 @@ class TowerBlock(nn.Module):
 
     def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
-# %% ../nbs/06_nano.ipynb #06-010
+# %% ../nbs/06_nano.ipynb #06-011
 BLOCK = PATCH * MERGE  # side of the block behind one token, pixels
 
-MEDIAN_OF_7 = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6), (4, 5), (1, 4), (1, 3), (3, 4))  # swaps after which number 3 is the median
+MEDIAN_OF_7 = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6),
+               (4, 5), (1, 4), (1, 3), (3, 4))  # swaps after which number 3 is the median
 
 def row_median(
     image:Tensor,  # (..., H, W)
 ) -> Tensor:  # (..., H, W)
-    "The median of each pixel and three neighbours on either side in its row: bright lines that cross the rows vanish."
+    """The median of each pixel and three neighbours on either side in its row: bright lines that cross the
+    rows vanish."""
     width = image.shape[-1]
     x = list(reflect_pad(image, 3)[..., 3:-3, :].unfold(-1, width, 1).unbind(-2))
     for i, j in MEDIAN_OF_7: x[i], x[j] = torch.minimum(x[i], x[j]), torch.maximum(x[i], x[j])
@@ -96,25 +101,28 @@ def row_median(
 def block_spectra(
     pictures:Tensor,  # (N, 3, H, W), H and W multiples of 32
 ) -> Tensor:  # (N, H/32 * W/32, 5 * 32 * 17)
-    "Log power spectra of each block, scaled to about [-1, 1]: brightness, two colour differences, upright and lying bright lines."
+    """Log power spectra of each block, scaled to about [-1, 1]: brightness, two colour differences, upright
+    and lying bright lines."""
     r, g, b = pictures.float().unbind(1)
     y = (r + g + b) / 3
     upright, lying = y - row_median(y), y - row_median(y.mT).mT
     x = torch.stack([y, (r - b) / 2, (r + b) / 4 - g / 2, upright.clamp_min(0), lying.clamp_min(0)], 1)
-    x = x.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (N, T, 5, 32, 32)
+    x = (x.unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
+         .permute(0, 2, 4, 1, 3, 5).flatten(1, 2))  # (N, T, 5, 32, 32)
     window = torch.hann_window(BLOCK, device=x.device)
     x = (x - x.mean((-2, -1), keepdim=True)) * window[:, None] * window
     power = torch.fft.rfft2(x, norm='ortho').abs().square()
     return ((power + 1e-5).log() + 5).flatten(2) / 4
 
-# %% ../nbs/06_nano.ipynb #06-012
+# %% ../nbs/06_nano.ipynb #06-013
 TONES = 40  # side of the small picture that tones are taken from
 QUANTILES = torch.tensor([0, .01, .05, .1, .25, .5, .75, .9, .95, .99, 1])
 
 def tone_statistics(
     pictures:Tensor,  # (N, 3, H, W)
 ) -> Tensor:  # (N, 88)
-    "Quantiles of red, green, blue, of the least and the largest of them at a pixel and around it, and of their difference."
+    """Quantiles of red, green, blue, of the least and the largest of them at a pixel and around it, and of
+    their difference."""
     x = F.adaptive_avg_pool2d(pictures.float(), TONES)
     low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
     dark, bright = -F.max_pool2d(-low, 5, 1, 2), F.max_pool2d(high, 5, 1, 2)
@@ -142,13 +150,15 @@ class Gist(nn.Module):
 
     def forward(self, pictures:Tensor, spectra:Tensor) -> Tensor:  # (N, out_size)
         standard = ((self.statistics(pictures, spectra) - self.mean) / self.scale).clamp(-5, 5)
-        return self.mlp(.2 * standard)  # so many inputs: with a spread of 1 each, one update would change too much
+        # so many inputs: with a spread of 1 each, one update would change too much
+        return self.mlp(.2 * standard)
 
-# %% ../nbs/06_nano.ipynb #06-013
+# %% ../nbs/06_nano.ipynb #06-014
 TOWER_WIDTHS, TOWER_DEPTHS = (32, 64, 128, 192), (2, 2, 2, 1)  # what ships
 
 class NanoTower(nn.Module):
-    "Convolutional vision tower with the interface of Qwen3-VL's: flattened patches in, one token for each 32x32 block out."
+    """Convolutional vision tower with the interface of Qwen3-VL's: flattened patches in, one token for each
+    32x32 block out."""
     spatial_merge_size = MERGE
 
     def __init__(self,
@@ -163,7 +173,8 @@ class NanoTower(nn.Module):
             layers += [TowerBlock(width) for _ in range(depth)]
             channels = width
         self.body = nn.Sequential(*layers)
-        self.spectrum = nn.Sequential(nn.Linear(5 * BLOCK * (BLOCK // 2 + 1), 256), nn.ReLU(), nn.Linear(256, channels))
+        self.spectrum = nn.Sequential(
+            nn.Linear(5 * BLOCK * (BLOCK // 2 + 1), 256), nn.ReLU(), nn.Linear(256, channels))
         self.norm = nn.LayerNorm(channels)
         self.project = nn.Linear(channels, out_size)  # what stands in this block
         self.summary = nn.Linear(channels, out_size)  # what holds for the whole picture
@@ -193,15 +204,17 @@ class NanoTower(nn.Module):
         return BaseModelOutputWithDeepstackFeatures(
             last_hidden_state=tokens, pooler_output=tokens, deepstack_features=[])
 
-# %% ../nbs/06_nano.ipynb #06-015
+# %% ../nbs/06_nano.ipynb #06-016
 def nano_image_processor():
-    "The stock image processor, set for views that are float tensors in [0, 1] with sides that are multiples of 32."
+    """The stock image processor, set for views that are float tensors in [0, 1] with sides that are
+    multiples of 32."""
     from transformers import Qwen2VLImageProcessor
     return Qwen2VLImageProcessor(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=1, do_rescale=False,
         image_mean=[.5] * 3, image_std=[.25] * 3, size=dict(shortest_edge=32 * 32, longest_edge=1024 * 1024))
 
-# %% ../nbs/06_nano.ipynb #06-018
-SPECIAL_TOKENS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|image_pad|>', '<|video_pad|>')
+# %% ../nbs/06_nano.ipynb #06-019
+SPECIAL_TOKENS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
+                  '<|image_pad|>', '<|video_pad|>')
 CHAT_TEMPLATE = """{%- for message in messages -%}
 {{- '<|im_start|>' + message['role'] + '\\n' -}}
 {%- if message['content'] is string -%}{{- message['content'] -}}
@@ -225,33 +238,44 @@ def train_tokenizer(
         pre_tokenizers.Split(Regex(r'\d|, |; |\n'), 'isolated'),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     bpe.decoder = decoders.ByteLevel()
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS),
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token='<|im_end|>', pad_token='<|endoftext|>',
-        additional_special_tokens=list(SPECIAL_TOKENS[1:]), padding_side='left', clean_up_tokenization_spaces=False)
+        additional_special_tokens=list(SPECIAL_TOKENS[1:]), padding_side='left',
+        clean_up_tokenization_spaces=False)
 
 def nano_processor(tokenizer):
     "The stock Qwen3-VL processor around a small tokenizer."
     from transformers import Qwen3VLProcessor, Qwen3VLVideoProcessor
-    return Qwen3VLProcessor(nano_image_processor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
+    return Qwen3VLProcessor(
+        nano_image_processor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
 
-# %% ../nbs/06_nano.ipynb #06-021
-def nano_reasoner_config(tokenizer, hidden_size:int=256, layers:int=4, heads:int=4, key_value_heads:int=2,
-                         tower_widths:tuple[int, ...]=TOWER_WIDTHS, tower_depths:tuple[int, ...]=TOWER_DEPTHS):
+# %% ../nbs/06_nano.ipynb #06-023
+def nano_reasoner_config(
+    tokenizer, hidden_size:int=256, layers:int=4, heads:int=4, key_value_heads:int=2,
+    tower_widths:tuple[int, ...]=TOWER_WIDTHS, tower_depths:tuple[int, ...]=TOWER_DEPTHS,
+):
     "A stock `Qwen3VLConfig` with small numbers."
     from transformers import Qwen3VLConfig
     ids = {t: tokenizer.convert_tokens_to_ids(t) for t in SPECIAL_TOKENS}
     head = hidden_size // heads
-    text = dict(vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=key_value_heads, head_dim=head, max_position_embeddings=4096,
-        pad_token_id=ids['<|endoftext|>'], eos_token_id=ids['<|im_end|>'], bos_token_id=None, tie_word_embeddings=True,
+    text = dict(
+        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=key_value_heads,
+        head_dim=head, max_position_embeddings=4096,
+        pad_token_id=ids['<|endoftext|>'], eos_token_id=ids['<|im_end|>'], bos_token_id=None,
+        tie_word_embeddings=True,
         rope_parameters=dict(rope_type='default', rope_theta=10000., mrope_interleaved=True,
                              mrope_section=[head // 2 - 2 * (head // 6), head // 6, head // 6]))
     vision = dict(depth=1, hidden_size=32, num_heads=1, intermediate_size=32, out_hidden_size=hidden_size,
-        patch_size=PATCH, spatial_merge_size=MERGE, temporal_patch_size=1, num_position_embeddings=16, deepstack_visual_indexes=[],
+        patch_size=PATCH, spatial_merge_size=MERGE, temporal_patch_size=1, num_position_embeddings=16,
+        deepstack_visual_indexes=[],
         tower_widths=list(tower_widths), tower_depths=list(tower_depths))
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, image_token_id=ids['<|image_pad|>'],
-        video_token_id=ids['<|video_pad|>'], vision_start_token_id=ids['<|vision_start|>'], vision_end_token_id=ids['<|vision_end|>'])
+    return Qwen3VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True,
+        image_token_id=ids['<|image_pad|>'], video_token_id=ids['<|video_pad|>'],
+        vision_start_token_id=ids['<|vision_start|>'], vision_end_token_id=ids['<|vision_end|>'])
 
 def tower_shape(config) -> tuple[list[int], list[int]]:
     "Widths and depths of the tower; a configuration that does not name them means the default."
@@ -267,7 +291,7 @@ def build_nano_reasoner(config):
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     return model
 
-# %% ../nbs/06_nano.ipynb #06-027
+# %% ../nbs/06_nano.ipynb #06-030
 def save_nano_reasoner(model, processor, folder:Path|str):
     "Write configuration, tokenizer and half-precision weights, all in stock formats."
     from safetensors.torch import save_file
@@ -275,7 +299,8 @@ def save_nano_reasoner(model, processor, folder:Path|str):
     folder.mkdir(parents=True, exist_ok=True)
     processor.save_pretrained(folder)
     model.config.save_pretrained(folder)
-    state = {k: v.detach().half().contiguous() if v.is_floating_point() else v for k, v in model.state_dict().items() if k != 'lm_head.weight'}
+    state = {k: v.detach().half().contiguous() if v.is_floating_point() else v
+             for k, v in model.state_dict().items() if k != 'lm_head.weight'}
     save_file(state, folder/'model.safetensors', metadata=dict(format='pt'))
 
 def load_nano_reasoner(
@@ -285,22 +310,25 @@ def load_nano_reasoner(
     from safetensors.torch import load_file
     from transformers import Qwen3VLConfig, Qwen3VLProcessor
     folder = Path(folder or asset('nano-reasoner'))
-    if not (folder/'model.safetensors').exists(): raise FileNotFoundError(f'{folder}: no model.safetensors there')
+    if not (folder/'model.safetensors').exists():
+        raise FileNotFoundError(f'{folder}: no model.safetensors there')
     model = build_nano_reasoner(Qwen3VLConfig.from_pretrained(folder))
-    state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(folder/'model.safetensors').items()}
+    state = {k: v.float() if v.is_floating_point() else v
+             for k, v in load_file(folder/'model.safetensors').items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     if set(missing) - {'lm_head.weight'} or unexpected:
-        raise ValueError(f'{folder}: weights do not fit the network (missing {missing[:3]}, unexpected {unexpected[:3]})')
+        raise ValueError(f'{folder}: weights do not fit the network '
+                         f'(missing {missing[:3]}, unexpected {unexpected[:3]})')
     model.tie_weights()
     return model.eval(), Qwen3VLProcessor.from_pretrained(folder)
 
-# %% ../nbs/06_nano.ipynb #06-031
+# %% ../nbs/06_nano.ipynb #06-034
 COLUMN = {name: i for i, name in enumerate(vector_names())}  # of the vector of a diagnosis
 SEVERITIES = [i for name, i in COLUMN.items() if name.endswith(' severity')]
 NOISE_RANGE = next(p.high for p in DEGRADATIONS['noise'].parameters if p.name == 'sigma')  # 8-bit levels
 DETAIL = .016  # power of a usual photo's detail, as the variance of values in [0, 1]
-KNEE = .05  # cycles a pixel: below it a photo is so strong that noise does not count, and brightness must not change
-BOLD, CAREFUL = 5e-3, 4e-2  # noise-to-signal ratios of a photo without noise: what is left for a diagnosis that errs
+KNEE = .05  # cycles a pixel: below it a photo outweighs any noise, and brightness must not change
+BOLD, CAREFUL = 5e-3, 4e-2  # noise-to-signal ratios without noise: what is left for a diagnosis that errs
 
 def read_blur(
     numbers:Tensor,  # (DIAGNOSIS_DIM,) of one diagnosis
@@ -309,23 +337,27 @@ def read_blur(
     kind, sigma, _, curvature = DEGRADATIONS['blur'].parameters
     value = lambda name: float(numbers[COLUMN[f'blur {name}']])
     if value('severity') <= 0: return {}
-    width = value('sigma') * sigma.high or strength('blur', 100 * value('severity'))['sigma']  # not written: as the scale has it
+    # where the width is not written: as the scale has it
+    width = value('sigma') * sigma.high or strength('blur', 100 * value('severity'))['sigma']
     return dict(type=max(kind.choices, key=value), sigma=min(max(width, .01), 8.),
                 angle=math.degrees(math.atan2(value('angle sin'), value('angle cos'))) / 2 % 180,
                 curvature=value('curvature') * curvature.high)
 
-# %% ../nbs/06_nano.ipynb #06-033
+# %% ../nbs/06_nano.ipynb #06-036
 def seamless(
     image:Tensor,  # (C, H, W)
     rows:int, columns:int,  # size of what is wanted, at least H and W
 ) -> Tensor:  # (C, rows, columns)
-    "The image, continued to the right and below until it meets its own left and upper edge: repeated, it has no seams."
+    """The image, continued to the right and below until it meets its own left and upper edge: repeated, it
+    has no seams."""
     for dim, size in ((1, rows), (2, columns)):
         n, width = image.shape[dim], size - image.shape[dim]
         beyond = torch.arange(width, device=image.device)
-        mirror = lambda i: (n - 1 - (i % max(1, 2 * n - 2) - (n - 1)).abs()).clamp_min(0)  # indices beyond the edges, reflected
+        # indices beyond the edges, reflected
+        mirror = lambda i: (n - 1 - (i % max(1, 2 * n - 2) - (n - 1)).abs()).clamp_min(0)
         fade = ((beyond + 1) / (width + 1)).view(-1, *[1] * (2 - dim))
-        bridge = torch.lerp(image.index_select(dim, mirror(n + beyond)), image.index_select(dim, mirror(beyond - width)), fade)
+        bridge = torch.lerp(image.index_select(dim, mirror(n + beyond)),
+                            image.index_select(dim, mirror(beyond - width)), fade)
         image = torch.cat([image, bridge], dim)
     return image
 
@@ -342,9 +374,11 @@ def wiener(
     frequency = torch.hypot(torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(columns)).to(image.device)
     ratio = noise_to_signal * (frequency / KNEE).square().clamp(max=1)
     inverse = response.conj() / (response.abs().square() + ratio)
-    return torch.fft.irfft2(torch.fft.rfft2(seamless(image, rows, columns)) * inverse, (rows, columns))[..., :height, :width].clamp(0, 1)
+    return torch.fft.irfft2(
+        torch.fft.rfft2(seamless(image, rows, columns)) * inverse, (rows, columns),
+    )[..., :height, :width].clamp(0, 1)
 
-# %% ../nbs/06_nano.ipynb #06-035
+# %% ../nbs/06_nano.ipynb #06-038
 @torch.no_grad()
 def first_guesses(
     photo:Tensor,  # (B, 3, H, W)
@@ -361,21 +395,25 @@ def first_guesses(
         if vector[COLUMN['rain severity']] > 0: guess[6:] = row_median(image) - image
     return guesses
 
-# %% ../nbs/06_nano.ipynb #06-038
+# %% ../nbs/06_nano.ipynb #06-041
 TILE = 64  # side of the windows whose spectra are averaged, pixels
 KERNEL_WIDTHS = tuple(.4 * 1.15 ** i for i in range(21))  # 0.4 to 6.5 pixels
-KERNEL_SHAPES = (('gaussian', 0, 0), ('defocus', 0, 0), *(('linear', a, 0) for a in range(0, 180, 15)),
-                 *(('curved', a, c) for a in range(0, 180, 15) for c in (75, 110, 145)))  # type, angle, curvature: degrees
+KERNEL_SHAPES = (('gaussian', 0, 0), ('defocus', 0, 0),  # type, angle, curvature: degrees
+                 *(('linear', a, 0) for a in range(0, 180, 15)),
+                 *(('curved', a, c) for a in range(0, 180, 15) for c in (75, 110, 145)))
 
 def mean_power(
     image:Tensor,  # (3, H, W), sides of 64 or more
 ) -> Tensor:  # (64, 33)
-    "Power spectrum of the photo's brightness, averaged over windows of 64 x 64 that overlap by half; of a large photo only the middle."
+    """Power spectrum of the photo's brightness, averaged over windows of 64 x 64 that overlap by half; of a
+    large photo only the middle."""
     h, w = image.shape[-2:]
     top, left = max(0, h - 1024) // 2, max(0, w - 1024) // 2
-    grey, window = image[:, top:top + 1024, left:left + 1024].mean(0), torch.hann_window(TILE, device=image.device)
+    grey, window = (image[:, top:top + 1024, left:left + 1024].mean(0),
+                    torch.hann_window(TILE, device=image.device))
     tiles = grey.unfold(0, TILE, TILE // 2).unfold(1, TILE, TILE // 2).flatten(0, 1)
-    return torch.fft.rfft2((tiles - tiles.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square().mean(0)
+    return torch.fft.rfft2(
+        (tiles - tiles.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square().mean(0)
 
 @lru_cache(maxsize=4096)
 def kernel_power(type:str, sigma:float, angle:float, curvature:float) -> Tensor:  # (64, 33)
@@ -390,14 +428,16 @@ def misfit(
     log_response:Tensor,  # (C, n) of C kernels
     slope:float=2.4, spread:float=.35,  # expected power of the law, and how far photos are from it
 ) -> Tensor:  # (C,)
-    "What a power law behind each kernel leaves unexplained: mean absolute log-ratio, every ring of frequencies counting alike, and a penalty for unusual slopes."
+    """What a power law behind each kernel leaves unexplained: mean absolute log-ratio, every ring of
+    frequencies counting alike, and a penalty for unusual slopes."""
     weight = (-log_frequency).exp() / (-log_frequency).exp().sum()
     x, rest = log_frequency - (log_frequency * weight).sum(), log_power - log_response
     rest, firm = rest - (rest * weight).sum(-1, keepdim=True), .005 / spread ** 2
     alpha = (firm * slope - (weight * x * rest).sum(-1, keepdim=True)) / ((weight * x * x).sum() + firm)
-    return (weight * (rest + alpha * x).abs().clamp(max=2)).sum(-1) + .02 * ((alpha[..., 0] - slope) / spread) ** 2
+    return ((weight * (rest + alpha * x).abs().clamp(max=2)).sum(-1)
+            + .02 * ((alpha[..., 0] - slope) / spread) ** 2)
 
-# %% ../nbs/06_nano.ipynb #06-039
+# %% ../nbs/06_nano.ipynb #06-042
 @torch.no_grad()
 def measure_blur(
     image:Tensor,  # (3, H, W) in [0, 1], blurred
@@ -409,7 +449,8 @@ def measure_blur(
     if min(image.shape[-2:]) < 2 * TILE: return None
     power = mean_power(image.float().cpu())
     frequency = torch.hypot(torch.fft.fftfreq(TILE)[:, None], torch.fft.rfftfreq(TILE))
-    use = (frequency > .04) & (frequency < .45) & (power > 6 * power[frequency > .42].quantile(.1))  # above the noise
+    use = ((frequency > .04) & (frequency < .45)
+           & (power > 6 * power[frequency > .42].quantile(.1)))  # above the noise
     if use.sum() < 200: return None
     y, x = power[use].log(), frequency[use].log()
     def costs(kernels):
@@ -418,13 +459,15 @@ def measure_blur(
         return misfit(y, x, (response + 1e-5).log()) + trust * (far / .35) ** 2
     best = lambda kernels: kernels[int(costs(kernels).argmin())]
     shape, width, angle, curvature = best([(s, w, a, c) for s, a, c in KERNEL_SHAPES for w in KERNEL_WIDTHS])
-    turns, bends = (-5, 0, 5) if shape in ('linear', 'curved') else (0,), (-15, 0, 15) if shape == 'curved' else (0,)
-    found = best([(shape, width * 1.02 ** i, (angle + t) % 180, curvature + b) for i in range(-5, 6) for t in turns for b in bends])
+    turns, bends = ((-5, 0, 5) if shape in ('linear', 'curved') else (0,),
+                    (-15, 0, 15) if shape == 'curved' else (0,))
+    found = best([(shape, width * 1.02 ** i, (angle + t) % 180, curvature + b)
+                  for i in range(-5, 6) for t in turns for b in bends])
     if costs([found]) > worst: return None
     names = ('type', 'sigma', 'angle', 'curvature')[:dict(linear=3, curved=4).get(shape, 2)]
     return dict(zip(names, found))
 
-# %% ../nbs/06_nano.ipynb #06-042
+# %% ../nbs/06_nano.ipynb #06-046
 def time_embedding(t:Tensor, size:int=64) -> Tensor:  # (B,) -> (B, size)
     "Sines and cosines of the flow time."
     frequency = torch.exp(torch.linspace(0, math.log(100), size // 2, device=t.device))
@@ -446,7 +489,7 @@ class TextPool(nn.Module):
         if mask is not None: score = score.masked_fill(~mask[:, None].bool(), -1e4)
         return self.out(torch.einsum('bqt,btd->bqd', score.softmax(-1), text).flatten(1))
 
-# %% ../nbs/06_nano.ipynb #06-043
+# %% ../nbs/06_nano.ipynb #06-047
 class FiLMBlock(nn.Module):
     "Residual block whose channels are scaled and shifted by the condition."
     def __init__(self, channels:int, cond_size:int):
@@ -463,7 +506,7 @@ class FiLMBlock(nn.Module):
         y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x + self.conv2(F.silu(self.conv1(y) * (1 + scale) + shift))
 
-# %% ../nbs/06_nano.ipynb #06-045
+# %% ../nbs/06_nano.ipynb #06-049
 GLANCE = 64  # side of the small picture of the whole photo, pixels
 
 def glance_at(photo:Tensor) -> Tensor:  # (B, 3, H, W) -> (B, 3, 64, 64)
@@ -476,14 +519,19 @@ class Glance(nn.Module):
         super().__init__()
         conv = lambda a, b: [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.SiLU()]
         self.body = nn.Sequential(*conv(3, 32), *conv(32, 64), *conv(64, 96))
-        self.mlp = nn.Sequential(nn.Linear(2 * 96 + numbers_size + 8 * len(QUANTILES), out_size), nn.SiLU(), nn.Linear(out_size, out_size))
+        self.mlp = nn.Sequential(nn.Linear(2 * 96 + numbers_size + 8 * len(QUANTILES), out_size), nn.SiLU(),
+                                 nn.Linear(out_size, out_size))
         nn.init.zeros_(self.mlp[-1].weight); nn.init.zeros_(self.mlp[-1].bias)
 
-    def forward(self, small:Tensor, numbers:Tensor) -> Tensor:  # (B, 3, 64, 64), (B, numbers_size) -> (B, out_size)
+    def forward(
+        self,
+        small:Tensor,  # (B, 3, 64, 64)
+        numbers:Tensor,  # (B, numbers_size)
+    ) -> Tensor:  # (B, out_size)
         x = self.body((small * 4 - 2).to(memory_format=torch.channels_last)).flatten(2)
         return self.mlp(torch.cat([x.mean(2), x.amax(2), numbers, tone_statistics(small) * 4 - 2], -1))
 
-# %% ../nbs/06_nano.ipynb #06-047
+# %% ../nbs/06_nano.ipynb #06-051
 class Survey(nn.Module):
     "A map of the whole photo, small: what a patch cannot see because it does not know where it lies."
     def __init__(self, cond_size:int, out_size:int=16, widths:tuple[int, int, int]=(24, 48, 96)):
@@ -495,7 +543,11 @@ class Survey(nn.Module):
         self.grow = nn.ModuleList([nn.Conv2d(c, 4 * b, 1), nn.Conv2d(b, 4 * a, 1)])
         self.out = nn.Conv2d(a, out_size, 3, padding=1)
 
-    def forward(self, small:Tensor, cond:Tensor) -> Tensor:  # (B, 3, 64, 64), (B, cond_size) -> (B, out_size, 64, 64)
+    def forward(
+        self,
+        small:Tensor,  # (B, 3, 64, 64)
+        cond:Tensor,  # (B, cond_size)
+    ) -> Tensor:  # (B, out_size, 64, 64)
         line = torch.linspace(-1, 1, GLANCE, device=small.device)
         where = torch.stack(torch.meshgrid(line, line, indexing='ij')).expand(len(small), -1, -1, -1)
         x = torch.cat([small * 4 - 2, where], 1).to(memory_format=torch.channels_last)
@@ -505,7 +557,7 @@ class Survey(nn.Module):
         b = self.blocks[4](F.pixel_shuffle(self.grow[0](c), 2) + b, cond)
         return self.out(self.blocks[5](F.pixel_shuffle(self.grow[1](b), 2) + a, cond))
 
-# %% ../nbs/06_nano.ipynb #06-048
+# %% ../nbs/06_nano.ipynb #06-052
 def cut_map(
     maps:Tensor,  # (B, C, h, w) of whole photos
     place:Tensor,  # (B, 4) top, left, bottom, right of the part that is wanted, as shares of the photo
@@ -514,11 +566,12 @@ def cut_map(
     "The part of each map, enlarged."
     top, left, bottom, right = place.to(maps).unbind(1)
     zero = torch.zeros_like(top)
-    theta = torch.stack([torch.stack([right - left, zero, right + left - 1], 1), torch.stack([zero, bottom - top, bottom + top - 1], 1)], 1)
+    theta = torch.stack([torch.stack([right - left, zero, right + left - 1], 1),
+                         torch.stack([zero, bottom - top, bottom + top - 1], 1)], 1)
     grid = F.affine_grid(theta, (*maps.shape[:2], *size), align_corners=False)
     return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
-# %% ../nbs/06_nano.ipynb #06-051
+# %% ../nbs/06_nano.ipynb #06-055
 class NanoRestorerNet(nn.Module):
     "Half-resolution U-Net that predicts the correction to a damaged photo."
     def __init__(self,
@@ -532,23 +585,30 @@ class NanoRestorerNet(nn.Module):
         super().__init__()
         self.config = dict(widths=list(widths), depths=list(depths), text_size=text_size, cond_size=cond_size,
                            numbers_size=numbers_size, start_noise=start_noise)
-        self.embed_numbers = nn.Sequential(nn.Linear(numbers_size + 64, cond_size), nn.SiLU(), nn.Linear(cond_size, cond_size))
+        self.embed_numbers = nn.Sequential(
+            nn.Linear(numbers_size + 64, cond_size), nn.SiLU(), nn.Linear(cond_size, cond_size))
         self.embed_text = TextPool(text_size, cond_size)
         self.glance, self.survey = Glance(numbers_size, cond_size), Survey(cond_size)
         self.norm_cond = nn.LayerNorm(cond_size)
-        self.into = nn.Conv2d(4 * 15 + 16, widths[0], 3, padding=1)  # state, photo and first guesses, 2 x 2 pixels folded; survey
+        # state, photo and first guesses, 2 x 2 pixels folded; survey
+        self.into = nn.Conv2d(4 * 15 + 16, widths[0], 3, padding=1)
         block = lambda w, n: nn.ModuleList(FiLMBlock(w, cond_size) for _ in range(n))
         self.down = nn.ModuleList(block(w, d) for w, d in zip(widths, depths))
         self.up = nn.ModuleList(block(w, d) for w, d in zip(widths[:-1], depths[:-1]))
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
         self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:]))
         self.heads = nn.Conv2d(widths[0], 12 * len(SEVERITIES), 3, padding=1)  # one correction for each kind
-        self.gains = nn.Conv2d(widths[0], 3 * len(SEVERITIES), 3, padding=1)  # and what it multiplies the colours by
+        self.gains = nn.Conv2d(widths[0], 3 * len(SEVERITIES), 3, padding=1)  # and factors for the colours
         self.gate = nn.Linear(cond_size, 12 * len(SEVERITIES))  # how much of it this diagnosis calls for
-        for layer in (self.heads, self.gains, self.gate): nn.init.zeros_(layer.weight); nn.init.zeros_(layer.bias)
+        for layer in (self.heads, self.gains, self.gate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def condition(self, t:Tensor, numbers:Tensor, whole:Tensor, text:Tensor|None=None, text_mask:Tensor|None=None) -> Tensor:
-        "One vector for each photo, from time, numbers, the whole photo seen small, and text: `(B, cond_size)`."
+    def condition(
+        self, t:Tensor, numbers:Tensor, whole:Tensor, text:Tensor|None=None, text_mask:Tensor|None=None,
+    ) -> Tensor:
+        """One vector for each photo, from time, numbers, the whole photo seen small, and text: `(B,
+        cond_size)`."""
         cond = self.embed_numbers(torch.cat([numbers, time_embedding(t)], -1)) + self.glance(whole, numbers)
         return F.silu(self.norm_cond(cond if text is None else cond + self.embed_text(text, text_mask)))
 
@@ -559,7 +619,7 @@ class NanoRestorerNet(nn.Module):
         text:Tensor|None=None,  # (B, T, text_size) chain of thought as the language model reads it
         text_mask:Tensor|None=None,  # (B, T), true where there is a token
         numbers:Tensor|None=None,  # (B, DIAGNOSIS_DIM); None: all zero, "nothing is wrong"
-        whole:Tensor|None=None,  # (B, 3, 64, 64) of `glance_at`, where `photo` is only a part; None: `photo` is the whole
+        whole:Tensor|None=None,  # (B, 3, 64, 64) of `glance_at` if `photo` is a part; None: it is the whole
         place:Tensor|None=None,  # (B, 4) top, left, bottom, right of that part, as shares of the whole
         guesses:Tensor|None=None,  # (B, 9, H, W) of `first_guesses`, where they are known already
     ) -> Tensor:  # (B, 3, H, W)
@@ -583,14 +643,19 @@ class NanoRestorerNet(nn.Module):
         products = self.gains(x).unflatten(1, (-1, 3))[:, :, :, None] * folded  # (B, K, 3, 4, H/2, W/2)
         return F.pixel_shuffle(self.mix(self.heads(x) + products.flatten(1, 3), cond, numbers), 2)
 
-    def mix(self, corrections:Tensor, cond:Tensor, numbers:Tensor) -> Tensor:  # (B, 12 * K, H/2, W/2) -> (B, 12, H/2, W/2)
-        "The sum of the corrections of those kinds that the diagnosis names; full strength from severity 10 on."
+    def mix(
+        self,
+        corrections:Tensor,  # (B, 12 * K, H/2, W/2)
+        cond:Tensor, numbers:Tensor,
+    ) -> Tensor:  # (B, 12, H/2, W/2)
+        """The sum of the corrections of those kinds that the diagnosis names; full strength from severity 10
+        on."""
         present = (10 * numbers[:, SEVERITIES]).clamp(0, 1)
         weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))
         return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
 
-# %% ../nbs/06_nano.ipynb #06-055
-SHIPPED_RESTORERS = {'nano': 'nano-restorer', 'nano-rl': 'nano-restorer-rl'}  # name -> folder that comes with the package
+# %% ../nbs/06_nano.ipynb #06-059
+SHIPPED_RESTORERS = {'nano': 'nano-restorer', 'nano-rl': 'nano-restorer-rl'}  # name -> folder in the package
 
 def is_nano_restorer(name:Path|str) -> bool:
     "Whether that is a nano restorer: one that ships, or a folder of one."
@@ -602,25 +667,29 @@ def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'config.json').write_text(json.dumps(net.config, indent=1) + '\n')
-    save_file({k: v.detach().half().contiguous() for k, v in net.state_dict().items()}, folder/'model.safetensors')
+    save_file({k: v.detach().half().contiguous() for k, v in net.state_dict().items()},
+              folder/'model.safetensors')
 
 def load_nano_restorer(
     folder:Path|str='nano',  # of weights, or of a correction to them; or a name in `SHIPPED_RESTORERS`
 ) -> NanoRestorerNet:
-    "The nano restorer in float32 and eval mode. Raises `FileNotFoundError` when there are no weights in `folder`, `ValueError` when a correction belongs to others."
+    """The nano restorer in float32 and eval mode. Raises `FileNotFoundError` when there are no weights in
+    `folder`, `ValueError` when a correction belongs to others."""
     from safetensors.torch import load_file
     folder = asset(SHIPPED_RESTORERS[folder]) if folder in SHIPPED_RESTORERS else Path(folder)
     if (folder/'correction.safetensors').exists(): return corrected(folder)
-    if not (folder/'model.safetensors').exists(): raise FileNotFoundError(f'{folder}: no model.safetensors there')
+    if not (folder/'model.safetensors').exists():
+        raise FileNotFoundError(f'{folder}: no model.safetensors there')
     net = NanoRestorerNet(**json.loads((folder/'config.json').read_text()))
     net.load_state_dict({k: v.float() for k, v in load_file(folder/'model.safetensors').items()})
     return net.eval()
 
-# %% ../nbs/06_nano.ipynb #06-058
+# %% ../nbs/06_nano.ipynb #06-062
 def weights_mark(net:NanoRestorerNet) -> str:
     "A fingerprint of the weights in half precision, as they are saved."
     digest = hashlib.sha256()
-    for name, value in net.state_dict().items(): digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
+    for name, value in net.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 @torch.no_grad()
@@ -642,21 +711,26 @@ def save_correction(
         scale = s[:rank].sqrt()
         factors[f'{key}.up'], factors[f'{key}.down'] = u[:, :rank] * scale, scale[:, None] * v[:rank]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/'config.json').write_text(json.dumps(dict(corrects=name, mark=weights_mark(base)), indent=1) + '\n')
+    (folder/'config.json').write_text(
+        json.dumps(dict(corrects=name, mark=weights_mark(base)), indent=1) + '\n')
     save_file({k: v.half().contiguous() for k, v in factors.items()}, folder/'correction.safetensors')
 
 @torch.no_grad()
 def corrected(
     folder:Path|str,  # as `save_correction` writes it
 ) -> NanoRestorerNet:
-    "The network that a correction makes of the one that it was made for. Raises `ValueError` when that one has changed."
+    """The network that a correction makes of the one that it was made for. Raises `ValueError` when that one
+    has changed."""
     from safetensors.torch import load_file
     folder = Path(folder)
     config = json.loads((folder/'config.json').read_text())
     net = load_nano_restorer(config['corrects'])
-    if weights_mark(net) != config['mark']: raise ValueError(f'{folder}: this correction was made for other weights than those of {config["corrects"]}')
+    if weights_mark(net) != config['mark']:
+        raise ValueError(f'{folder}: this correction was made for other weights '
+                         f'than those of {config["corrects"]}')
     weights, factors = net.state_dict(), load_file(folder/'correction.safetensors')
     for key in dict.fromkeys(k.removesuffix('.up').removesuffix('.down') for k in factors):
-        change = factors[key] if key in factors else factors[f'{key}.up'].float() @ factors[f'{key}.down'].float()
+        change = (factors[key] if key in factors
+                  else factors[f'{key}.up'].float() @ factors[f'{key}.down'].float())
         weights[key] += change.float().view_as(weights[key])
     return net.eval()

@@ -86,15 +86,17 @@ def measurement(
 ) -> str:  # empty where nothing was measured
     "In words, what was measured on the photo in place of what the reasoner had stated."
     if stated.findings.get('blur') == told.findings.get('blur'): return ''
-    words = lambda f: f"{f.parameters.get('type', 'kind not stated')}, {f.parameters.get('sigma', '?')} px, severity {f.severity}"
-    return f"blur: {words(told.findings['blur'])}, measured on the photo's spectrum; the reasoner had {words(stated.findings['blur'])}"
+    words = lambda f: (f"{f.parameters.get('type', 'kind not stated')}, "
+                       f"{f.parameters.get('sigma', '?')} px, severity {f.severity}")
+    return (f"blur: {words(told.findings['blur'])}, measured on the photo's spectrum; "
+            f"the reasoner had {words(stated.findings['blur'])}")
 
 @dataclass
 class Restoration:
     "Everything that happened to one photo."
     photo: Photo  # as it came in
     restored: Photo  # as it goes out; the same object when nothing was wrong
-    before: Diagnosis  # what the restorer was told: the reasoner's diagnosis, its blur measured, or your edit of it
+    before: Diagnosis  # what the restorer was told: the reasoner's diagnosis, its blur measured, or your edit
     after: Diagnosis  # what the reasoner says about the restored photo
     severity_before: torch.Tensor  # (K,) expected severities 0-100 over `KINDS`
     severity_after: torch.Tensor  # (K,)
@@ -133,7 +135,7 @@ def _timed(seconds:dict, stage:str):
 def load_reason_restore(
     cls,
     reasoner:str='nano',  # 'nano', a folder, or a hub id such as 'Qwen/Qwen3-VL-4B-Instruct'
-    restorer:str='nano',  # 'nano', 'nano-rl' (after reinforcement learning), a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
+    restorer:str='nano',  # 'nano', 'nano-rl' (RL), a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
     device=None,  # default: the fastest here
     dtype:torch.dtype=None,  # of the Qwen sizes; default: bfloat16 where the device has it
     quantize:str=None,  # '4bit': the Qwen sizes with 4-bit weights
@@ -151,7 +153,8 @@ def load_reason_restore(
         got = ', '.join(for_reasoner | for_restorer)
         raise ValueError(f'got {got}: options of the Qwen sizes, but both parts are nano')
     first = Reasoner.from_pretrained(reasoner, device=device, **({} if small[0] else for_reasoner))
-    if not small[1]: return cls(first, Restorer.from_pretrained(restorer, device=device, **for_restorer), measure=measure)
+    if not small[1]:
+        return cls(first, Restorer.from_pretrained(restorer, device=device, **for_restorer), measure=measure)
     shared = (first.model, first.processor) if reasoner == 'nano' else None
     return cls(first, NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared), measure=measure)
 
@@ -163,7 +166,9 @@ class ReasonRestore:
         restorer:Restorer,  # repairs the photo by it
         max_new_tokens:int=512,  # longest reply of the reasoner
         measure:bool=True,  # what can be measured on the photo takes the place of what the reasoner states
-    ): self.reasoner, self.restorer, self.max_new_tokens, self.measure = reasoner, restorer, max_new_tokens, measure
+    ):
+        self.reasoner, self.restorer, self.max_new_tokens, self.measure = (
+            reasoner, restorer, max_new_tokens, measure)
 
     from_pretrained = classmethod(load_reason_restore)
 

@@ -47,10 +47,10 @@ class Prompt:
     examples: tuple = ()  # solved before it is asked: (views, chain of thought) of other photos
 
 # %% ../nbs/07_reasoner.ipynb #07-014
-SYSTEM = ('You are an expert in image restoration. You look at a photo and write down which degradations damage '
-          'it, how badly, with which physical parameters, and what the photo shows.')
-SCALE = ('0 absent, 20 barely visible, 40 mild, 60 clearly visible, 80 strong, 100 hardly anything of the scene '
-         'is left')
+SYSTEM = ('You are an expert in image restoration. You look at a photo and write down which degradations '
+          'damage it, how badly, with which physical parameters, and what the photo shows.')
+SCALE = ('0 absent, 20 barely visible, 40 mild, 60 clearly visible, 80 strong, 100 hardly anything of the '
+         'scene is left')
 EXAMPLE = Diagnosis(
     {'fog': Finding(42, {'extinction': 1.2, 'airlight': .85, 'warmth': .02}),
      'noise': Finding(63, {'type': 'gaussian', 'sigma': 23.})},
@@ -67,8 +67,10 @@ def full_question(
     kinds:tuple[str, ...] = KINDS,  # what may be wrong with a photo
 ) -> str:
     "The five stages, the scale, the parameters of every kind, and an example of the exact form."
-    parameters = '\n'.join(f'   {k}: {"; ".join(map(parameter_text, DEGRADATIONS[k].parameters))}' for k in kinds)
-    return f'''Diagnose this photo in five stages, one line each; then write the same facts as one line of JSON.
+    parameters = '\n'.join(
+        f'   {k}: {"; ".join(map(parameter_text, DEGRADATIONS[k].parameters))}' for k in kinds)
+    return f'''\
+Diagnose this photo in five stages, one line each; then write the same facts as one line of JSON.
 1. Identify: which of {", ".join(kinds)} are present, in this order, or none.
 2. Quantify: the severity of each of them in three digits, 000 to 100 ({SCALE}).
 3. Parameters: of each degradation that is present:
@@ -92,7 +94,8 @@ def chat(
     say = lambda role, text, images=(): {'role': role, 'content': [*images, {'type': 'text', 'text': text}]}
     messages = [say('system', prompt.system)] if prompt.system else []
     for seen, answer in prompt.examples:
-        messages += [say('user', prompt.question, [{'type': 'image', 'image': v} for v in seen]), say('assistant', answer)]
+        messages += [say('user', prompt.question, [{'type': 'image', 'image': v} for v in seen]),
+                     say('assistant', answer)]
     messages.append(say('user', prompt.question, images))
     if cot is not None: messages.append(say('assistant', cot))
     return messages
@@ -147,8 +150,10 @@ def with_examples(
         shown = {k for c in chosen for k in c.diagnosis.present}
         apart = min([(severities(pair) - severities(c)).abs().sum().item() for c in chosen], default=0.)
         return len(set(pair.diagnosis.present) - shown), apart
-    while left and len(chosen) < n: chosen.append(left.pop(max(range(len(left)), key=lambda i: news(left[i]))))
-    return replace(prompt, examples=tuple((make_views(p.degraded), p.diagnosis.to_cot(kinds)) for p in chosen))
+    while left and len(chosen) < n:
+        chosen.append(left.pop(max(range(len(left)), key=lambda i: news(left[i]))))
+    return replace(prompt, examples=tuple(
+        (make_views(p.degraded), p.diagnosis.to_cot(kinds)) for p in chosen))
 
 # %% ../nbs/07_reasoner.ipynb #07-033
 @contextmanager
@@ -176,8 +181,9 @@ def decode(
     "Greedy decoding with the stock `generate`."
     from transformers import GenerationConfig
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, use_cache=True,
-                              eos_token_id=end_tokens(model, tokenizer), return_dict_in_generate=True)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=pad, use_cache=True,
+        eos_token_id=end_tokens(model, tokenizer), return_dict_in_generate=True)
     return model.generate(**inputs, generation_config=config, logits_processor=[guide])
 
 # %% ../nbs/07_reasoner.ipynb #07-038
@@ -199,7 +205,8 @@ def hang_severity(
 def digit_tokens(tokenizer) -> list[int]:
     "The tokens of '0' to '9'; ReasonerError where the vocabulary has no single token for a digit."
     tokens = [tokenizer.encode(str(d), add_special_tokens=False) for d in range(10)]
-    if any(len(t) != 1 for t in tokens): raise ReasonerError('the tokenizer does not write a digit as one token')
+    if any(len(t) != 1 for t in tokens):
+        raise ReasonerError('the tokenizer does not write a digit as one token')
     return [t[0] for t in tokens]
 
 def opening_tokens(
@@ -229,9 +236,11 @@ class Opening:
     ):
         self.digits, self.root, self.site_nodes = digit_tokens(tokenizer), {}, set()
         self.severities_only, self.kinds = severities_only, kinds
-        self.line_ends = {i for token, i in tokenizer.get_vocab().items() if token.endswith('Ċ')}  # Ċ is a line break
+        self.line_ends = {i for token, i in tokenizer.get_vocab().items()
+                          if token.endswith('Ċ')}  # Ċ is a line break
         subsets = [present for n in range(len(kinds) + 1) for present in combinations(kinds, n)]
-        self.length = max(self._add(*opening_tokens(tokenizer, present, self.digits, kinds), present) for present in subsets)
+        self.length = max(self._add(*opening_tokens(tokenizer, present, self.digits, kinds), present)
+                          for present in subsets)
 
     def _add(self, tokens, sites, present) -> int:
         node, start = self.root, 0
@@ -271,7 +280,8 @@ def quantile_digit(
 def decimal_follows(
     text:str,  # a reply so far
 ) -> bool:
-    "Does the text end where a parameter with one digit before the point and a known number of decimals begins?"
+    """Does the text end where a parameter with one digit before the point and a known number of decimals
+    begins?"""
     line = text.rpartition('\n')[2]
     words = re.split('[:;] ', line)[-1].rstrip('-').split()
     if not line.startswith('3.') or len(words) < 2 or words[0] not in DEGRADATIONS: return False
@@ -282,7 +292,8 @@ def decimal_follows(
 def sign_twins(tokenizer) -> dict[int, int]:
     "For each token that may stand before a number, the one that differs only in a minus sign at its end."
     vocabulary = tokenizer.get_vocab()
-    pairs = [(i, vocabulary[t[:-1]]) for t, i in vocabulary.items() if t.endswith('-') and t[:-1] in vocabulary]
+    pairs = [(i, vocabulary[t[:-1]]) for t, i in vocabulary.items()
+             if t.endswith('-') and t[:-1] in vocabulary]
     return {a: b for a, b in pairs} | {b: a for a, b in pairs}
 
 class MedianDigits:
@@ -317,14 +328,16 @@ class MedianDigits:
 
 # %% ../nbs/07_reasoner.ipynb #07-056
 class Guide:
-    "A logits processor: keeps beginning and end legal, writes medians, notes probabilities and the columns of the severities."
+    """A logits processor: keeps beginning and end legal, writes medians, notes probabilities and the columns
+    of the severities."""
     def __init__(
         self,
         opening:Opening|None,  # None: free text from the first token to the last
         tokenizer,
         median:bool = True,  # write numbers at their median; False: greedily
     ):
-        self.opening, self.tokenizer, self.median, self.nodes, self.probabilities = opening, tokenizer, median, None, []
+        self.opening, self.tokenizer, self.median, self.nodes, self.probabilities = (
+            opening, tokenizer, median, None, [])
         self.times = []  # when each token was chosen, by the clock of `time.perf_counter`
 
     def __call__(self, ids:Tensor, scores:Tensor) -> Tensor:  # ids (B,L), scores (B,V)
@@ -363,12 +376,15 @@ class Guide:
     def _numbers(self, ids, scores):
         chosen = scores.clone()
         for row, node in enumerate(self.nodes):
-            digit = self.numbers.pick(row, scores[row], ids[row, self.start:], id(node) in self.opening.site_nodes)
-            if digit is not None: chosen[row] = torch.where(torch.arange(scores.shape[1], device=scores.device) == digit, scores[row], -torch.inf)
+            digit = self.numbers.pick(row, scores[row], ids[row, self.start:],
+                                      id(node) in self.opening.site_nodes)
+            if digit is not None:
+                chosen[row] = torch.where(
+                    torch.arange(scores.shape[1], device=scores.device) == digit, scores[row], -torch.inf)
         self.numbers.before = scores
         return chosen
 
-# %% ../nbs/07_reasoner.ipynb #07-061
+# %% ../nbs/07_reasoner.ipynb #07-062
 PARENT = torch.tensor([-1, 0, 0] + [1] * 10 + [2])  # of root, '0', '1', '00' .. '09', '10'
 DEPTH = torch.tensor([0, 1, 1] + [2] * 11)  # digits written so far
 
@@ -387,7 +403,7 @@ def tree_ancestors() -> Tensor:  # (14,14) bool
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
-# %% ../nbs/07_reasoner.ipynb #07-064
+# %% ../nbs/07_reasoner.ipynb #07-065
 def tree_distribution(
     log_p:Tensor,  # (..., 14, 10) log-probability of each digit after each node
 ) -> Tensor:  # (..., 101) sums to 1
@@ -407,7 +423,8 @@ def for_kinds(
     kinds:tuple[str, ...],  # of the reasoner that gave them
     wanted:tuple[str, ...] = KINDS,
 ) -> Tensor:  # (...,K') over `wanted`
-    "The values of certain kinds; a reasoner that was taught more kinds than `KINDS` has more columns, in physical order."
+    """The values of certain kinds; a reasoner that was taught more kinds than `KINDS` has more columns, in
+    physical order."""
     return values[..., [kinds.index(k) for k in wanted]]
 
 def spread(
@@ -417,7 +434,7 @@ def spread(
     severities = torch.arange(101., device=distribution.device, dtype=distribution.dtype)
     return (distribution @ severities.square() - expected(distribution).square()).clamp_min(0).sqrt()
 
-# %% ../nbs/07_reasoner.ipynb #07-065
+# %% ../nbs/07_reasoner.ipynb #07-066
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
     cache,  # its key-value cache of the columns of `ids`; left longer by the tree
@@ -442,7 +459,7 @@ def severity_distribution(
                    past_key_values=cache, use_cache=True).logits.float()
     return tree_distribution(logits.log_softmax(-1)[..., digits].view(B, K, N, 10))
 
-# %% ../nbs/07_reasoner.ipynb #07-067
+# %% ../nbs/07_reasoner.ipynb #07-068
 def run(
     model,  # a `Qwen3VLForConditionalGeneration`
     processor,  # its `Qwen3VLProcessor`
@@ -457,10 +474,11 @@ def run(
         new = out.sequences[:, inputs['input_ids'].shape[1]:]
         if guide.opening is None: return new, None
         sites, digits = (torch.tensor(x, device=model.device) for x in (guide.sites, guide.opening.digits))
-        p = severity_distribution(model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
+        p = severity_distribution(
+            model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
         return new, p.cpu()
 
-# %% ../nbs/07_reasoner.ipynb #07-075
+# %% ../nbs/07_reasoner.ipynb #07-076
 @dataclass
 class Reply:
     "What the reasoner wrote about one photo, and how sure it was."
@@ -486,7 +504,7 @@ def read_reply(text:str) -> dict:
     except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
     return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
 
-# %% ../nbs/07_reasoner.ipynb #07-078
+# %% ../nbs/07_reasoner.ipynb #07-079
 def to_replies(
     tokenizer,
     new:Tensor,  # (B,n) reply tokens
@@ -496,19 +514,21 @@ def to_replies(
     began:float,  # when the batch did, by the clock of `time.perf_counter`
 ) -> list[Reply]:
     "One record a photo."
-    probabilities, replies, seconds = torch.stack(guide.probabilities, 1).tolist(), [], time.perf_counter() - began
+    probabilities, replies, seconds = (
+        torch.stack(guide.probabilities, 1).tolist(), [], time.perf_counter() - began)
     for row, ids in enumerate(new.tolist()):
         ids = ids[:next((i for i, t in enumerate(ids) if t in ends), len(ids))]
         text = tokenizer.decode(ids, skip_special_tokens=True)
         reply = Reply(text, tuple(tokenizer.decode([t]) for t in ids), tuple(probabilities[row][:len(ids)]),
-                      seconds / len(new), times=tuple(t - began for t in guide.times[:len(ids)]), **read_reply(text))
+                      seconds / len(new), times=tuple(t - began for t in guide.times[:len(ids)]),
+                      **read_reply(text))
         if guide.opening:
             reply.repairs = tuple(dict.fromkeys([*guide.repairs[row], *reply.repairs]))
             reply.distribution, reply.kinds = distribution[row], guide.opening.kinds
         replies.append(reply)
     return replies
 
-# %% ../nbs/07_reasoner.ipynb #07-081
+# %% ../nbs/07_reasoner.ipynb #07-083
 FOUR_BIT = 4.5 / 8  # bytes a weight: 4 bits, and a float32 scale for every 64 weights
 
 def memory_needed(
@@ -532,15 +552,15 @@ def free_memory(device:torch.device) -> int:  # bytes
     import psutil
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
-# %% ../nbs/07_reasoner.ipynb #07-082
+# %% ../nbs/07_reasoner.ipynb #07-084
 def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:torch.device):
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
     if needed <= free: return
     form = '4 bits' if quantize else str(dtype)[6:]
     hint = 'a smaller model' if quantize else "quantize='4bit' or a smaller model"
-    raise ReasonerError(f'{name} needs {needed / 2**30:.1f} GiB in {form}, {free / 2**30:.1f} GiB are free on '
-                        f'{device}: use {hint}')
+    raise ReasonerError(f'{name} needs {needed / 2**30:.1f} GiB in {form}, {free / 2**30:.1f} GiB are free '
+                        f'on {device}: use {hint}')
 
 def quantization(quantize:str|None):  # None or '4bit'
     "The `transformers` quantisation config, or None."
@@ -552,8 +572,9 @@ def quantization(quantize:str|None):  # None or '4bit'
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
                               bnb_4bit_compute_dtype=torch.bfloat16)
 
-# %% ../nbs/07_reasoner.ipynb #07-084
-QWEN_SHAPES = {'2B': (2048, 6144, 28, 16), '4B': (2560, 9728, 36, 32), '8B': (4096, 12288, 36, 32)}  # hidden, inner, layers, heads
+# %% ../nbs/07_reasoner.ipynb #07-086
+QWEN_SHAPES = {  # hidden, inner, layers, heads
+    '2B': (2048, 6144, 28, 16), '4B': (2560, 9728, 36, 32), '8B': (4096, 12288, 36, 32)}
 
 def qwen_config(
     size:str,  # '2B', '4B' or '8B'
@@ -563,13 +584,16 @@ def qwen_config(
     if size not in QWEN_SHAPES: raise ValueError(f'got {size!r}; expected one of {", ".join(QWEN_SHAPES)}')
     (hidden, inner, layers, heads), large = QWEN_SHAPES[size], size == '8B'
     rope = dict(rope_type='default', rope_theta=5e6, mrope_interleaved=True, mrope_section=[24, 20, 20])
-    text = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=8,
-                head_dim=128, vocab_size=151936, rope_parameters=rope, tie_word_embeddings=not large)
-    tower = (dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24]) if large else
+    text = dict(hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers,
+                num_attention_heads=heads, num_key_value_heads=8, head_dim=128, vocab_size=151936,
+                rope_parameters=rope, tie_word_embeddings=not large)
+    tower = (dict(depth=27, hidden_size=1152, intermediate_size=4304, deepstack_visual_indexes=[8, 16, 24])
+             if large else
              dict(depth=24, hidden_size=1024, intermediate_size=4096, deepstack_visual_indexes=[5, 11, 17]))
-    return Qwen3VLConfig(text_config=text, vision_config=tower | dict(num_heads=16, out_hidden_size=hidden), tie_word_embeddings=not large)
+    return Qwen3VLConfig(text_config=text, vision_config=tower | dict(num_heads=16, out_hidden_size=hidden),
+                         tie_word_embeddings=not large)
 
-# %% ../nbs/07_reasoner.ipynb #07-087
+# %% ../nbs/07_reasoner.ipynb #07-089
 def one_line(error:Exception) -> str:
     "The first line of an error's message."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -612,7 +636,7 @@ def fetch(
         raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a '
                             f'network, `hf download {name}` fetches it once') from e
 
-# %% ../nbs/07_reasoner.ipynb #07-088
+# %% ../nbs/07_reasoner.ipynb #07-090
 def load_qwen(
     name:str,  # folder or hub id of a Qwen3-VL model
     device:torch.device,
@@ -635,7 +659,7 @@ def load_qwen(
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
 
-# %% ../nbs/07_reasoner.ipynb #07-089
+# %% ../nbs/07_reasoner.ipynb #07-091
 def adapter_base(name:str) -> str|None:
     "The model that the LoRA adapter in the folder `name` belongs to; None where there is no adapter."
     settings = Path(name) / 'adapter_config.json'
@@ -651,11 +675,13 @@ def is_nano(name:str) -> bool:  # 'nano', or a folder with weights of a `NanoTow
     except Exception: return False  # damaged: `load_qwen` says what is wrong
 
 def adapter_kinds(name:str) -> tuple[str, ...]:
-    "The kinds that the adapter in the folder `name` was taught; `ReasonerError` for one that is not registered."
+    """The kinds that the adapter in the folder `name` was taught; `ReasonerError` for one that is not
+    registered."""
     note = Path(name) / 'kinds.json'
     kinds = tuple(json.loads(note.read_text())) if note.is_file() else KINDS
     if strange := [k for k in kinds if k not in DEGRADATIONS]:
-        raise ReasonerError(f'{name} diagnoses {", ".join(strange)}: register that kind first (rr.degrade.register)')
+        raise ReasonerError(f'{name} diagnoses {", ".join(strange)}: '
+                            'register that kind first (rr.degrade.register)')
     return kinds
 
 def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # model, processor
@@ -674,7 +700,8 @@ def load_reasoner(
     max_pixels:int|None = None,  # the view's largest area; None: one megapixel, which is 1024 tokens
 ):
     "A reasoner from the package, a folder, or the hub; `ReasonerError` says in one line what is missing."
-    device, base, kinds = torch.device(device or pick_device()), adapter_base(str(name)), adapter_kinds(str(name))
+    device, base, kinds = (
+        torch.device(device or pick_device()), adapter_base(str(name)), adapter_kinds(str(name)))
     small = is_nano(source := base or str(name))
     if small and (quantize or min_pixels or max_pixels):
         raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
@@ -687,7 +714,7 @@ def load_reasoner(
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
     return cls(model, processor, replace(FULL_PROMPT, question=full_question(kinds)), kinds=kinds)
 
-# %% ../nbs/07_reasoner.ipynb #07-091
+# %% ../nbs/07_reasoner.ipynb #07-093
 class Reasoner:
     "Looks at photos and writes diagnoses; the nano and the Qwen size are both this class."
     def __init__(
@@ -700,7 +727,8 @@ class Reasoner:
         kinds:tuple[str, ...] = KINDS,  # what it quantifies, in physical order
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
-        self.prompt, self.make_views, self.batch_size, self.kinds = prompt, make_views, batch_size, tuple(kinds)
+        self.prompt, self.make_views, self.batch_size, self.kinds = (
+            prompt, make_views, batch_size, tuple(kinds))
         self.opening = Opening(self.tokenizer, kinds=self.kinds)
         self.short_opening = Opening(self.tokenizer, severities_only=True, kinds=self.kinds)
 
@@ -725,7 +753,7 @@ class Reasoner:
         images,  # one photo or many
         max_new_tokens:int = 512,  # stages 1 and 2 are always written whole
         constrain:bool = True,  # hold stages 1 and 2 to their form, and the JSON to the stages
-        median:bool = True,  # with `constrain`: write numbers at their median; False: digit by digit, greedily
+        median:bool = True,  # with `constrain`: numbers at their median; False: digit by digit, greedily
     ) -> list[Reply]:
         "What the model writes about each photo."
         replies, ends, began = [], end_tokens(self.model, self.tokenizer), time.perf_counter()
@@ -757,7 +785,7 @@ class Reasoner:
         count = sum(p.numel() for p in self.model.parameters())
         return f'Reasoner({count / 1e6:.1f} M parameters, {str(self.model.dtype)[6:]}, {self.device})'
 
-# %% ../nbs/07_reasoner.ipynb #07-093
+# %% ../nbs/07_reasoner.ipynb #07-095
 def severity_with_gradient(
     reasoner:Reasoner,
     images:Tensor,  # (B,3,H,W) in [0,1]
@@ -765,8 +793,10 @@ def severity_with_gradient(
     "Expected severity of each of the reasoner's kinds, with its gradient to the pixels."
     r, model = reasoner, reasoner.model
     views = [r.make_views(i) if r.make_views else [within_budget(i, r.processor)] for i in images]
-    inputs, guide = model_inputs(r.processor, views, r.prompt).to(model.device), Guide(r.short_opening, r.tokenizer)
-    with evaluating(model): ids = decode(model, r.tokenizer, inputs, guide, r.short_opening.length + 1).sequences
+    inputs, guide = (model_inputs(r.processor, views, r.prompt).to(model.device),
+                     Guide(r.short_opening, r.tokenizer))
+    with evaluating(model):
+        ids = decode(model, r.tokenizer, inputs, guide, r.short_opening.length + 1).sequences
     new = (0, ids.shape[1] - inputs['input_ids'].shape[1])
     written = dict(inputs, input_ids=ids, attention_mask=F.pad(inputs['attention_mask'], new, value=1),
                    mm_token_type_ids=F.pad(inputs['mm_token_type_ids'], new, value=0))

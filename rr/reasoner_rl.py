@@ -48,7 +48,10 @@ def marks(
 class VerifiableReward:
     "Weighted marks of replies."
     name = 'verifiable'
-    def __init__(self, form:float=.1, kinds:float=.3, severity:float=.6, tolerance:float=50.):  # weights of the marks; see `marks`
+    def __init__(self,
+        form:float=.1, kinds:float=.3, severity:float=.6,  # weights of the marks
+        tolerance:float=50.,  # see `marks`
+    ):
         self.weights, self.tolerance = (form, kinds, severity), tolerance
 
     def __call__(self, texts:list[str], truth:Diagnosis) -> Tensor:  # (n,), 0 to 1 if the weights sum to 1
@@ -95,9 +98,11 @@ class Replies:
         "Of every token, under the model as it is now."
         n, prompt = self.tokens.shape[1], self.inputs['input_ids']
         longer = lambda x, value: torch.nn.functional.pad(x, (0, n), value=value)
-        written = dict(self.inputs, input_ids=torch.cat([prompt, self.tokens], 1), attention_mask=longer(self.inputs['attention_mask'], 1),
+        written = dict(self.inputs, input_ids=torch.cat([prompt, self.tokens], 1),
+                       attention_mask=longer(self.inputs['attention_mask'], 1),
                        mm_token_type_ids=longer(self.inputs['mm_token_type_ids'], 0))
-        with autocast(model.device): logits = model(**written, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
+        with autocast(model.device):
+            logits = model(**written, use_cache=False, logits_to_keep=n + 1).logits[:, :-1]
         return choice_log_probs(logits.float(), self.tokens, self.legal, self.temperature)
 
     @property
@@ -115,10 +120,13 @@ def sample_replies(
     "Stages 1 and 2 about a photo, drawn by chance, `n` times."
     from transformers import GenerationConfig
     r, model = reasoner, reasoner.model
-    inputs, guide = model_inputs(r.processor, [r.views(photo)] * n, r.prompt).to(model.device), Guide(r.opening, r.tokenizer, median=False)
+    inputs, guide = (model_inputs(r.processor, [r.views(photo)] * n, r.prompt).to(model.device),
+                     Guide(r.opening, r.tokenizer, median=False))
     ends = end_tokens(model, r.tokenizer)
-    config = GenerationConfig(max_new_tokens=r.opening.length, do_sample=True, temperature=temperature, top_k=0, top_p=1., eos_token_id=ends, pad_token_id=ends[0], use_cache=True)
-    with evaluating(model), torch.random.fork_rng(devices=[model.device] if model.device.type == 'cuda' else []):
+    config = GenerationConfig(max_new_tokens=r.opening.length, do_sample=True, temperature=temperature,
+                              top_k=0, top_p=1., eos_token_id=ends, pad_token_id=ends[0], use_cache=True)
+    with (evaluating(model),
+          torch.random.fork_rng(devices=[model.device] if model.device.type == 'cuda' else [])):
         torch.manual_seed(seed)
         ids = model.generate(**inputs, generation_config=config, logits_processor=[guide])
     tokens = ids[:, inputs['input_ids'].shape[1]:].clone()
@@ -129,7 +137,7 @@ def sample_replies(
         for place, c in enumerate(a): legal[row, place, :len(c)] = torch.tensor(c)
     return Replies(inputs, tokens, legal.to(model.device), texts, temperature)
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-013
+# %% ../nbs/18_reasoner_rl.ipynb #18-014
 @dataclass
 class ReasonerGRPOConfig:
     "Settings of `ReasonerGRPO`."
@@ -151,9 +159,12 @@ class ReasonerGRPO(GRPO):
         log=None,  # JSONL file that gets one line an update
     ):
         self.reasoner = reasoner
-        super().__init__(reasoner.model, reward or VerifiableReward(), config or ReasonerGRPOConfig(), getattr(reasoner.model, 'disable_adapter', None), log)
+        super().__init__(reasoner.model, reward or VerifiableReward(), config or ReasonerGRPOConfig(),
+                         getattr(reasoner.model, 'disable_adapter', None), log)
 
-    def group(self, photo, truth:Diagnosis, clean, seed:int, number:int):  # arguments of `gradient` up to the advantage, rewards (n,)
+    def group(self,
+        photo, truth:Diagnosis, clean, seed:int, number:int,
+    ):  # arguments of `gradient` up to the advantage, rewards (n,)
         "Replies about one photo, and what they are worth; `clean` and `number` are not used."
         replies = sample_replies(self.reasoner, photo, self.config.group, self.config.temperature, seed)
         with torch.no_grad(): before = replies.log_probs(self.policy)
@@ -164,7 +175,8 @@ class ReasonerGRPO(GRPO):
         c, where = self.config, replies.decisions
         now = replies.log_probs(self.policy)
         ratio = (now - before).exp()
-        worst = torch.minimum(ratio * advantage[:, None], ratio.clamp(1 - c.clip, 1 + c.clip) * advantage[:, None])
+        worst = torch.minimum(ratio * advantage[:, None],
+                              ratio.clamp(1 - c.clip, 1 + c.clip) * advantage[:, None])
         loss, kl = -worst[where].mean(), torch.zeros(())
         if c.kl:
             with torch.no_grad(), self.reference(): off = replies.log_probs(self.policy) - now.detach()
@@ -173,17 +185,21 @@ class ReasonerGRPO(GRPO):
         ((loss + c.kl * kl) * share).backward()
         return dict(loss=loss.item(), kl=kl.item(), ratio_off=(ratio - 1).abs()[where].max().item())
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-015
+# %% ../nbs/18_reasoner_rl.ipynb #18-016
 def severity_rows(
     reasoner:Reasoner,
     pairs:list,  # held-out `Pair`s
 ) -> list[dict]:  # one a pair: true, written and expected severities by kind, and the reward
     "What a reasoner says of photos, beside the truth."
-    replies, reward, rows = reasoner.reply([p.degraded.clamp(0, 1) for p in pairs], reasoner.opening.length), VerifiableReward(), []
+    replies, reward, rows = (
+        reasoner.reply([p.degraded.clamp(0, 1) for p in pairs], reasoner.opening.length),
+        VerifiableReward(), [])
     by_kind = lambda values: {k: round(float(v), 2) for k, v in zip(reasoner.kinds, values)}
     for pair, reply in zip(pairs, replies):
-        rows.append(dict(photo=pair.name, seed=pair.seed, true={k: pair.diagnosis.severity(k) for k in reasoner.kinds},
-                         written={k: reply.diagnosis.severity(k) for k in reasoner.kinds}, expected=by_kind(reply.severity),
+        rows.append(dict(photo=pair.name, seed=pair.seed,
+                         true={k: pair.diagnosis.severity(k) for k in reasoner.kinds},
+                         written={k: reply.diagnosis.severity(k) for k in reasoner.kinds},
+                         expected=by_kind(reply.severity),
                          reward=round(reward([reply.text], pair.diagnosis).item(), 4)))
     return rows
 
@@ -196,12 +212,15 @@ def mean_errors(
     errors = {k: sum(abs(r[reading][k] - r['true'][k]) for r in rows) / len(rows) for k in kinds}
     return errors | dict(all=sum(errors.values()) / len(kinds))
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-020
+# %% ../nbs/18_reasoner_rl.ipynb #18-021
 def main(args:list[str]|None=None):
     "Command line: improve a reasoner by a verifiable reward."
-    p = argparse.ArgumentParser(prog='python -m rr.reasoner_rl', description='Improve what a reasoner writes, by a reward that can be checked.')
+    p = argparse.ArgumentParser(
+        prog='python -m rr.reasoner_rl',
+        description='Improve what a reasoner writes, by a reward that can be checked.')
     p.add_argument('photos', type=Path, help='folder of clean photos')
-    p.add_argument('out', type=Path, help='folder for checkpoint, adapter and log.jsonl; resumes when it has a checkpoint')
+    p.add_argument('out', type=Path,
+                   help='folder for checkpoint, adapter and log.jsonl; resumes when it has a checkpoint')
     p.add_argument('--base', default='nano', help='the reasoner: nano, a folder, or a hub id')
     p.add_argument('--updates', type=int, default=100)
     p.add_argument('--batch', type=int, default=4, help='photos in an update')
@@ -213,12 +232,16 @@ def main(args:list[str]|None=None):
     p.add_argument('--vision', action='store_true', help='LoRA also on the vision tower')
     p.add_argument('--size', type=int, default=320, help='side of the photos, pixels')
     p.add_argument('--pool', type=int, default=400, help='damaged photos to draw from')
-    p.add_argument('--hardness', type=float, default=1., help='how much more often photos with a low reward are drawn')
+    p.add_argument('--hardness', type=float, default=1.,
+                   help='how much more often photos with a low reward are drawn')
     p.add_argument('--max-kinds', type=int, default=3, help='degradations in one photo, at most')
-    p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
+    p.add_argument('--exclude', type=Path, nargs='+', default=(),
+                   help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--held-out', type=Path, help='folder of photos to measure on, before and after')
     p.add_argument('--held-out-count', type=int, default=80, help='how many')
-    p.add_argument('--average', type=float, default=0., help='decay of a running average of the weights, which is what is saved in the end; 0: none')
+    p.add_argument('--average', type=float, default=0.,
+                   help='decay of a running average of the weights, '
+                        'which is what is saved in the end; 0: none')
     p.add_argument('--save-every', type=int, default=10, help='updates between checkpoints')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)
@@ -226,15 +249,20 @@ def main(args:list[str]|None=None):
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     base = Reasoner.from_pretrained(a.base)
-    stream = lambda photos, seed, size: PairStream(photos, size, Recipe(max_kinds=a.max_kinds, clean_share=.08), seed=seed)
-    held_out = [stream(clean_photos(a.held_out), 1, 320)[i] for i in range(a.held_out_count)] if a.held_out else []
+    stream = lambda photos, seed, size: PairStream(
+        photos, size, Recipe(max_kinds=a.max_kinds, clean_share=.08), seed=seed)
+    held_out = ([stream(clean_photos(a.held_out), 1, 320)[i] for i in range(a.held_out_count)]
+                if a.held_out else [])
     if held_out and not (a.out/'before.jsonl').exists():
         a.out.mkdir(parents=True, exist_ok=True)
         write_rows(a.out/'before.jsonl', severity_rows(base, held_out))
-    reasoner = Reasoner(add_adapter(base.model, a.rank, vision=a.vision), base.processor, base.prompt, base.make_views, base.batch_size, base.kinds)
-    trainer = ReasonerGRPO(reasoner, config=ReasonerGRPOConfig(a.group, a.temperature, a.lr, kl=a.kl, seed=a.seed))
+    reasoner = Reasoner(add_adapter(base.model, a.rank, vision=a.vision), base.processor, base.prompt,
+                        base.make_views, base.batch_size, base.kinds)
+    trainer = ReasonerGRPO(
+        reasoner, config=ReasonerGRPOConfig(a.group, a.temperature, a.lr, kl=a.kl, seed=a.seed))
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
-    run = Run(trainer, stream(photos, a.seed, a.size), None, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
+    run = Run(trainer, stream(photos, a.seed, a.size), None, a.out,
+              RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
     run.go()
     with run.averaged():
         save_adapter(reasoner.model, a.out/'adapter', a.base, base.kinds)
@@ -242,15 +270,17 @@ def main(args:list[str]|None=None):
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-023
+# %% ../nbs/18_reasoner_rl.ipynb #18-024
 def trl_rows(
     pairs:list,  # `Pair`s
     prompt,  # a `Prompt` without examples, such as `rr.reasoner.FULL_PROMPT`
 ):  # `datasets.Dataset`
     "Prompts, photos and the truth, in the columns that TRL's `GRPOTrainer` reads."
     from datasets import Dataset
-    messages = [dict(role=role, content=text) for role, text in (('system', prompt.system), ('user', prompt.question)) if text]
-    rows = [dict(prompt=messages, image=to_pil(p.degraded.clamp(0, 1)), truth=p.diagnosis.to_json()) for p in pairs]
+    messages = [dict(role=role, content=text)
+                for role, text in (('system', prompt.system), ('user', prompt.question)) if text]
+    rows = [dict(prompt=messages, image=to_pil(p.degraded.clamp(0, 1)), truth=p.diagnosis.to_json())
+            for p in pairs]
     return Dataset.from_list(rows)
 
 def trl_reward(reward:VerifiableReward=None):  # function for `GRPOTrainer(reward_funcs=...)`
@@ -260,5 +290,7 @@ def trl_reward(reward:VerifiableReward=None):  # function for `GRPOTrainer(rewar
         if isinstance(completion, str): return completion
         content = completion[-1]['content']
         return content if isinstance(content, str) else ''.join(part.get('text', '') for part in content)
-    def verifiable(completions, truth, **kwargs): return [reward([text(c)], Diagnosis.from_dict(json.loads(t))).item() for c, t in zip(completions, truth)]
+    def verifiable(completions, truth, **kwargs):
+        return [reward([text(c)], Diagnosis.from_dict(json.loads(t))).item()
+                for c, t in zip(completions, truth)]
     return verifiable

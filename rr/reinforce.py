@@ -21,7 +21,8 @@ from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .flow import Predictions, WeightAverage, charbonnier, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise, measured_diagnoses
-from .rl import GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group, severity_reward, train_lora
+from .rl import (GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group,
+                   severity_reward, train_lora)
 from .severity import Table
 
 # %% ../nbs/17_reinforce.ipynb #17-006
@@ -30,7 +31,7 @@ class NFTConfig(GRPOConfig):
     "Settings of `DiffusionNFT`; those of `GRPO` that concern probabilities are not used."
     step: str = 'euler'  # paths may be deterministic: the starts differ
     eta: float = 0.
-    beta: float = .1  # how far the positive and negative velocities lie from the old one: the smaller, the larger the step that is asked for
+    beta: float = .1  # how far the two velocities lie from the old one: a smaller one asks for larger steps
     certain: float = 2.  # advantage that counts as entirely good; its negative is entirely bad
     times: int = 2  # noise levels asked for each image
     decay: float = .9  # of the old weights' running average, in each update
@@ -51,7 +52,7 @@ def nft_loss(
     clean:torch.Tensor,  # latents that were rewarded, (B,...)
     x:torch.Tensor,  # between them and noise, (B,...)
     t:torch.Tensor,  # how far, (B,)
-    now:torch.Tensor, old:torch.Tensor,  # velocities at `x`, of the network and of its running average, (B,...)
+    now:torch.Tensor, old:torch.Tensor,  # velocities at `x`, of the network and its running average, (B,...)
     good:torch.Tensor,  # 0 (bad) to 1 (good), (B,)
     beta:float=1.,
 ) -> torch.Tensor:  # (B,)
@@ -72,7 +73,8 @@ class DiffusionNFT(GRPO):
 
     def sample(self, photo, diagnosis, seed:int, number:int):
         "A group of update `number`, by the old weights."
-        with holding(self.parameters, self.old): return sample_group(self.policy, photo, diagnosis, self.config, seed)
+        with holding(self.parameters, self.old):
+            return sample_group(self.policy, photo, diagnosis, self.config, seed)
 
     def gradient(self, cond, rollout, seed:int, advantage, share:float) -> dict:
         "Add the gradient of one group's loss; averages for the log."
@@ -80,9 +82,11 @@ class DiffusionNFT(GRPO):
         good, losses = (advantage / c.certain).clamp(-1, 1) / 2 + .5, []
         for _ in range(c.times):
             t = (.02 + .98 * torch.rand(len(clean), generator=generator)).to(clean.device)
-            start = self.policy.anchor(cond) + self.policy.noise_scale * draw_noise(clean.shape, generator, clean.device)
+            start = (self.policy.anchor(cond)
+                     + self.policy.noise_scale * draw_noise(clean.shape, generator, clean.device))
             x = clean + t.reshape(-1, *[1] * (clean.ndim - 1)) * (start - clean)
-            with torch.no_grad(), holding(self.parameters, self.old): old = self.policy.velocity(x, t, cond).float()
+            with torch.no_grad(), holding(self.parameters, self.old):
+                old = self.policy.velocity(x, t, cond).float()
             loss = nft_loss(clean, x, t, self.policy.velocity(x, t, cond).float(), old, good, c.beta).mean()
             (loss * share / c.times).backward()
             losses.append(loss.item())
@@ -122,7 +126,8 @@ def moved(
     return images.flip(-1) if torch.rand((), generator=generator) < .5 else images
 
 class RewardGradient(GRPO):
-    "Direct fine-tuning of a flow policy by the gradient of a `SeverityReward`; photos of one size, with their clean photos."
+    """Direct fine-tuning of a flow policy by the gradient of a `SeverityReward`; photos of one size, with
+    their clean photos."""
     compares = False
     def __init__(self, policy, reward, config:GradientConfig=None, log=None):
         super().__init__(policy, reward, config or GradientConfig(), log=log)
@@ -135,19 +140,22 @@ class RewardGradient(GRPO):
             cond = policy.condition(photos, diagnoses)
             x = torch.cat([policy.start(photo[None], seed) for photo, seed in zip(photos, seeds)]).float()
             *times, last, _ = policy.times(steps, x).tolist()
-            for t, after in zip(times, [*times[1:], last]): x = x - (t - after) * policy.velocity(x, x.new_full((len(x),), t), cond)
+            for t, after in zip(times, [*times[1:], last]):
+                x = x - (t - after) * policy.velocity(x, x.new_full((len(x),), t), cond)
         return policy.decode(policy.clean(x, x.new_full((len(x),), last), cond))
 
     def update(self, photos:list, diagnoses:list, clean:list) -> dict:
         "One update of the weights."
         began, number, c = time.perf_counter(), len(self.history), self.config
         seed, count = c.seed + 1_000_003 * number, total(torch.tensor(float(len(photos))))
-        before, clean, generator = as_batch(photos).to(self.policy.device), as_batch(clean).to(self.policy.device), seeded(seed + 1)
+        before, clean, generator = (as_batch(photos).to(self.policy.device),
+                                    as_batch(clean).to(self.policy.device), seeded(seed + 1))
         first = rank() * len(photos)
         after = self.restored(before, diagnoses, [seed + 1009 * (first + i) for i in range(len(photos))])
         was = self.reward.reasoner.severity(before).float().cpu()
         now = severity_with_gradient(self.reward.reasoner, moved(after, c.jitter, generator)).float().cpu()
-        reward, terms = severity_reward(was, now, self.reward.guard(before, after, clean).float().cpu(), self.reward.weights)
+        reward, terms = severity_reward(was, now, self.reward.guard(before, after, clean).float().cpu(),
+                                        self.reward.weights)
         distance = (charbonnier(after, clean) + spectral(after, clean) + 2e-3).log()
         self.optimizer.zero_grad(set_to_none=True)
         ((c.keep * distance.cpu() - reward).sum() / count).backward()
@@ -157,7 +165,8 @@ class RewardGradient(GRPO):
         self.rewards = reward.detach()[:, None]
         self.terms = [{k: v[i:i + 1].detach() for k, v in terms.items()} for i in range(len(photos))]
         mean = lambda values: (total(values.detach().sum()) / count).item()
-        return self.keep(dict(update=number, reward=mean(reward), left=mean(now.sum(1)), distance=mean(distance), grad_norm=norm.item(),
+        return self.keep(dict(update=number, reward=mean(reward), left=mean(now.sum(1)),
+                              distance=mean(distance), grad_norm=norm.item(),
                               seconds=round(time.perf_counter() - began, 3)))
 
 # %% ../nbs/17_reinforce.ipynb #17-016
@@ -208,47 +217,61 @@ def measure(
         part = pairs[i:i + batch]
         after = restorer.restore([p.degraded.clamp(0, 1) for p in part], diagnoses[i:i + batch], steps)
         left = {name: judge.severity(after).sum(1).tolist() for name, judge in judges.items()}
-        rows += [dict(photo=p.name, seed=p.seed, psnr_before=float(psnr(p.degraded.clamp(0, 1), p.clean)), psnr_after=float(psnr(a, p.clean)),
-                      **{f'left_{name}': round(values[j], 3) for name, values in left.items()}) for j, (p, a) in enumerate(zip(part, after))]
+        rows += [dict(photo=p.name, seed=p.seed, psnr_before=float(psnr(p.degraded.clamp(0, 1), p.clean)),
+                      psnr_after=float(psnr(a, p.clean)),
+                      **{f'left_{name}': round(values[j], 3) for name, values in left.items()})
+                 for j, (p, a) in enumerate(zip(part, after))]
     return rows
 
 # %% ../nbs/17_reinforce.ipynb #17-023
 def change_table(
-    rows:list[dict],  # of `measure`, each with the name of its `restorer` and perhaps a `condition`; its first judge is the one that gave the reward
+    rows:list[dict],  # of `measure`, with `restorer` and perhaps `condition`; the first judge gave the reward
     first:str,  # the restorer that the others are compared with
 ) -> Table:
-    "What each restorer changed, with paired 95% intervals over photos: PSNR, and the severity left for each judge."
+    """What each restorer changed, with paired 95% intervals over photos: PSNR, and the severity left for
+    each judge."""
     from rr.evaluate import bootstrap
     named = {(r.get('condition', ''), r['restorer'], r['photo'], r['seed']): r for r in rows}
     paying, *others = [k for k in rows[0] if k.startswith('left_')]
-    def said(values, statistic, form): return f'{statistic(values):{form}} [{", ".join(f"{v:{form}}" for v in bootstrap(values, statistic))}]'
+    def said(values, statistic, form):
+        return (f'{statistic(values):{form}} '
+                f'[{", ".join(f"{v:{form}}" for v in bootstrap(values, statistic))}]')
     def change(v): return 100 * float(v[:, 1].mean() / max(v[:, 0].mean(), 1e-9) - 1)
     table = []
-    for condition, name in dict.fromkeys((r.get('condition', ''), r['restorer']) for r in rows if r['restorer'] != first):
-        pairs = [(named[condition, first, photo, seed], r) for (c, n, photo, seed), r in named.items() if (c, n) == (condition, name)]
+    for condition, name in dict.fromkeys(
+            (r.get('condition', ''), r['restorer']) for r in rows if r['restorer'] != first):
+        pairs = [(named[condition, first, photo, seed], r) for (c, n, photo, seed), r in named.items()
+                 if (c, n) == (condition, name)]
         def by_photo(pairs, key):  # (photos, 2): before and after, mean over the damages of a photo
             found = {}
             for pair in pairs: found.setdefault(pair[0]['photo'], []).append([r[key] for r in pair])
             return np.array([np.mean(values, 0) for values in found.values()])
-        seen = [p for p in pairs if all(np.isfinite(r['psnr_after']) for r in p)]  # a clean photo that nobody touches has no finite PSNR
+        # a clean photo that nobody touches has no finite PSNR
+        seen = [p for p in pairs if all(np.isfinite(r['psnr_after']) for r in p)]
         gains = [b['psnr_after'] - a['psnr_after'] for a, b in seen]
-        row = dict(condition=condition, restorer=name, photos=len({a['photo'] for a, _ in pairs}), damages=len(pairs))
-        if seen: row |= {'PSNR, dB': said(by_photo(seen, 'psnr_after'), lambda v: float((v[:, 1] - v[:, 0]).mean()), '+.2f'),
-                         'better': f'{sum(g > 0 for g in gains)} of {len(gains)}', 'worst, dB': min(gains)}
+        row = dict(condition=condition, restorer=name, photos=len({a['photo'] for a, _ in pairs}),
+                   damages=len(pairs))
+        if seen:
+            row |= {'PSNR, dB': said(by_photo(seen, 'psnr_after'),
+                                     lambda v: float((v[:, 1] - v[:, 0]).mean()), '+.2f'),
+                    'better': f'{sum(g > 0 for g in gains)} of {len(gains)}', 'worst, dB': min(gains)}
         drop = {key: -np.diff(by_photo(pairs, key))[:, 0] for key in (paying, *others)}
         for key in drop:
             judge, left = key.removeprefix('left_'), by_photo(pairs, key)
             row[f'left, {judge}'] = '{:.1f} to {:.1f}'.format(*left.mean(0))
-            row[f'change, {judge}, %'] = said(left, change, '+.0f') if left[:, 0].mean() >= 1 else ''  # percent of nothing say nothing
+            # percent of nothing say nothing
+            row[f'change, {judge}, %'] = said(left, change, '+.0f') if left[:, 0].mean() >= 1 else ''
             if key != paying and bootstrap(drop[paying], np.mean)[0] > 0:
-                row[f'gain seen by {judge}'] = said(np.stack([drop[paying], drop[key]], 1), lambda v: float(v[:, 1].mean() / v[:, 0].mean()), '.2f')
+                row[f'gain seen by {judge}'] = said(np.stack([drop[paying], drop[key]], 1),
+                                                    lambda v: float(v[:, 1].mean() / v[:, 0].mean()), '.2f')
         table.append(row)
     return Table(table)
 
 # %% ../nbs/17_reinforce.ipynb #17-025
 def write_rows(path:Path, rows:list[dict]):
     "JSON lines, all or none."
-    with atomic_path(path, overwrite=True) as file: file.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    with atomic_path(path, overwrite=True) as file:
+        file.write_text(''.join(json.dumps(r) + '\n' for r in rows))
 
 # %% ../nbs/17_reinforce.ipynb #17-026
 @dataclass
@@ -267,12 +290,15 @@ class Run:
     def __init__(self,
         trainer:GRPO,  # or `DiffusionNFT`
         stream:PairStream,  # its first pairs are the pool
-        diagnose,  # list of photos -> list of diagnoses, as `Reasoner.diagnose`; None: the trainer is told the truth
+        diagnose,  # photos -> diagnoses (lists), as `Reasoner.diagnose`; None: the trainer is told the truth
         folder:Path|str,  # checkpoint.pt, log.jsonl, diagnoses.jsonl
         settings:RunSettings=None,
     ):
-        self.trainer, self.stream, self.folder, self.settings = trainer, stream, Path(folder), settings or RunSettings()
-        if self.settings.photos % processes(): raise ValueError(f'{self.settings.photos} photos cannot be shared evenly by {processes()} processes')
+        self.trainer, self.stream, self.folder, self.settings = (
+            trainer, stream, Path(folder), settings or RunSettings())
+        if self.settings.photos % processes():
+            raise ValueError(f'{self.settings.photos} photos cannot be shared evenly '
+                             f'by {processes()} processes')
         self.folder.mkdir(parents=True, exist_ok=True)
         self.predict = diagnose and Predictions(diagnose, self.folder / f'diagnoses{rank() or ""}.jsonl')
         self.curriculum = Curriculum(self.settings.pool, self.settings.hardness)
@@ -280,7 +306,8 @@ class Run:
         self.average = WeightAverage(self.trained, self.settings.average)
         if self.checkpoint.exists(): self.resume()
         trainer.log = self.folder / 'log.jsonl'
-        if not rank(): write_rows(trainer.log, trainer.history)  # what came after the checkpoint is done again
+        # what came after the checkpoint is done again
+        if not rank(): write_rows(trainer.log, trainer.history)
 
     @property
     def checkpoint(self) -> Path: return self.folder / 'checkpoint.pt'
@@ -288,23 +315,29 @@ class Run:
     def save(self):
         "All that the run needs to go on, whole or not at all."
         if rank(): return
-        state = dict(trainer=self.trainer.state(), left=self.curriculum.left, asked=self.asked, average=self.average.weights, average_steps=self.average.steps)
+        state = dict(trainer=self.trainer.state(), left=self.curriculum.left, asked=self.asked,
+                     average=self.average.weights, average_steps=self.average.steps)
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
     @property
     def asked(self) -> dict:
         "What must be the same for a run to be the same run."
         free, guard = ('updates', 'save_every'), getattr(self.trainer.reward, 'guard', None)
-        return dict(method=type(self.trainer).__name__, guard=getattr(guard, '__name__', ''), **asdict(self.trainer.config), **{f'run {k}': v for k, v in asdict(self.settings).items() if k not in free})
+        return dict(method=type(self.trainer).__name__, guard=getattr(guard, '__name__', ''),
+                    **asdict(self.trainer.config),
+                    **{f'run {k}': v for k, v in asdict(self.settings).items() if k not in free})
 
     def resume(self):
         "Go on from the checkpoint."
         state = torch.load(self.checkpoint, weights_only=True)
         if differ := [k for k in self.asked | state['asked'] if self.asked.get(k) != state['asked'].get(k)]:
-            raise ValueError(f'{self.checkpoint} belongs to a run with another {", ".join(differ)}: take another folder')
+            raise ValueError(f'{self.checkpoint} belongs to a run with another {", ".join(differ)}: '
+                             'take another folder')
         self.trainer.load_state(state['trainer'])
         self.curriculum.left = state['left']
-        self.average.weights, self.average.steps = {k: v.to(self.average.weights[k].device) for k, v in state['average'].items()}, state['average_steps']
+        self.average.weights, self.average.steps = (
+            {k: v.to(self.average.weights[k].device) for k, v in state['average'].items()},
+            state['average_steps'])
 
     def averaged(self):
         "The running average in the place of the weights, for a while."
@@ -325,15 +358,18 @@ class Run:
         return record
 
     def left(self) -> list[float]:
-        "Severity left on each photo of the last update where the reward knows it, else the reward that is missing to 1."
+        """Severity left on each photo of the last update where the reward knows it, else the reward that is
+        missing to 1."""
         known = [terms.get('severity_after') for terms in self.trainer.terms]
-        return [float(100 * (1 - r.mean()) if k is None else k.sum(1).mean()) for k, r in zip(known, self.trainer.rewards)]
+        return [float(100 * (1 - r.mean()) if k is None else k.sum(1).mean())
+                for k, r in zip(known, self.trainer.rewards)]
 
     def go(self) -> list[dict]:  # the history
         "All updates that are missing."
         while len(self.trainer.history) < self.settings.updates:
             self.update()
-            if len(self.trainer.history) % self.settings.save_every == 0 or len(self.trainer.history) == self.settings.updates: self.save()
+            if (len(self.trainer.history) % self.settings.save_every == 0
+                    or len(self.trainer.history) == self.settings.updates): self.save()
         return self.trainer.history
 
 # %% ../nbs/17_reinforce.ipynb #17-028
@@ -353,17 +389,25 @@ def reinforce(
     device = 'cpu' if processes() > 1 else None
     reasoner = Reasoner.from_pretrained(a.reasoner, device=device)
     restorer = NanoRestorer.from_pretrained(a.restorer, device, (reasoner.model, reasoner.processor))
-    other = a.other_judge and (TowerJudge.from_checkpoint if (Path(a.other_judge)/'tower.pt').exists() else Reasoner.from_pretrained)(a.other_judge)
+    other = a.other_judge and (
+        TowerJudge.from_checkpoint if (Path(a.other_judge)/'tower.pt').exists()
+        else Reasoner.from_pretrained)(a.other_judge)
     judges = {'judge': reasoner} | ({'other': other} if other else {})
-    policy, reward = train_lora(restorer.policy, a.rank, 2 * a.rank), SeverityReward(reasoner, guard=no_guard if a.no_guard else content_kept)
+    policy, reward = (train_lora(restorer.policy, a.rank, 2 * a.rank),
+                      SeverityReward(reasoner, guard=no_guard if a.no_guard else content_kept))
     shared = dict(group=a.group, steps=a.steps, lr=a.lr, seed=a.seed)
-    make = dict(nft=lambda: DiffusionNFT(policy, reward, NFTConfig(**shared)),
-                gradient=lambda: RewardGradient(policy, reward, GradientConfig(lr=a.lr, seed=a.seed, keep=a.keep)),
-                grpo=lambda: GRPO(policy, reward, GRPOConfig(**shared, window=a.window, ratio_norm=a.ratio_norm, kl=a.kl), reference=without_lora(policy) if a.kl else None))
+    make = dict(
+        nft=lambda: DiffusionNFT(policy, reward, NFTConfig(**shared)),
+        gradient=lambda: RewardGradient(policy, reward, GradientConfig(lr=a.lr, seed=a.seed, keep=a.keep)),
+        grpo=lambda: GRPO(policy, reward,
+                          GRPOConfig(**shared, window=a.window, ratio_norm=a.ratio_norm, kl=a.kl),
+                          reference=without_lora(policy) if a.kl else None))
     trainer = make[a.method]()
-    stream = PairStream(clean_photos(a.photos, read_exclusions(*a.exclude)), a.size, Recipe(max_kinds=a.max_kinds), seed=a.seed)
+    stream = PairStream(clean_photos(a.photos, read_exclusions(*a.exclude)), a.size,
+                        Recipe(max_kinds=a.max_kinds), seed=a.seed)
     diagnose = partial(measured_diagnoses, reasoner)
-    run = Run(trainer, stream, diagnose, a.out, RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
+    run = Run(trainer, stream, diagnose, a.out,
+              RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
     held_out = validation_pairs(a.held_out, a.held_out_count, 256) if a.held_out and not rank() else []
     told = Predictions(diagnose, a.out / 'held_out_diagnoses.jsonl')(held_out) if held_out else []
     before = a.out / 'before.jsonl'
@@ -379,9 +423,12 @@ def reinforce(
 # %% ../nbs/17_reinforce.ipynb #17-030
 def main(args:list[str]|None=None):
     "Command line: improve the nano restorer by the reasoner's reward."
-    p = argparse.ArgumentParser(prog='python -m rr.reinforce', description="Improve the nano restorer by the drop in severity that the reasoner measures.")
+    p = argparse.ArgumentParser(
+        prog='python -m rr.reinforce',
+        description="Improve the nano restorer by the drop in severity that the reasoner measures.")
     p.add_argument('photos', type=Path, help='folder of clean photos')
-    p.add_argument('out', type=Path, help='folder for checkpoint, weights and log.jsonl; resumes when it has a checkpoint')
+    p.add_argument('out', type=Path,
+                   help='folder for checkpoint, weights and log.jsonl; resumes when it has a checkpoint')
     p.add_argument('--method', choices=('grpo', 'nft', 'gradient'), default='grpo')
     p.add_argument('--updates', type=int, default=100)
     p.add_argument('--batch', type=int, default=4, help='photos in an update, over all processes')
@@ -389,8 +436,10 @@ def main(args:list[str]|None=None):
     p.add_argument('--steps', type=int, default=4, help='of the sampler')
     p.add_argument('--window', type=int, default=0, help='grpo: how many steps take a chance; 0: all')
     p.add_argument('--ratio-norm', action='store_true', help='grpo: ratios as in GRPO-Guard')
-    p.add_argument('--kl', type=float, default=0., help='grpo: weight of the divergence from the restorer before')
-    p.add_argument('--keep', type=float, default=1., help='gradient: weight of the distance to the clean photo')
+    p.add_argument('--kl', type=float, default=0.,
+                   help='grpo: weight of the divergence from the restorer before')
+    p.add_argument('--keep', type=float, default=1.,
+                   help='gradient: weight of the distance to the clean photo')
     p.add_argument('--lr', type=float, default=1e-4)
     p.add_argument('--rank', type=int, default=8, help='of the LoRA')
     p.add_argument('--no-guard', action='store_true', help='reward the drop in severity alone')
@@ -398,14 +447,21 @@ def main(args:list[str]|None=None):
     p.add_argument('--restorer', default='nano', help='what to improve')
     p.add_argument('--size', type=int, default=192, help='side of the photos, pixels')
     p.add_argument('--pool', type=int, default=200, help='damaged photos to draw from')
-    p.add_argument('--hardness', type=float, default=1., help='how much more often hard photos are drawn; 0: all alike')
+    p.add_argument('--hardness', type=float, default=1.,
+                   help='how much more often hard photos are drawn; 0: all alike')
     p.add_argument('--max-kinds', type=int, default=3, help='degradations in one photo, at most')
-    p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tab-separated tables of photos, to leave out')
+    p.add_argument('--exclude', type=Path, nargs='+', default=(),
+                   help='photos, or tab-separated tables of photos, to leave out')
     p.add_argument('--held-out', type=Path, help='folder of photos to measure on, before and after')
     p.add_argument('--held-out-count', type=int, default=42, help='how many')
-    p.add_argument('--other-judge', help='a reasoner that gives no reward, or a folder with the tower.pt of rr.finetune tower, for --held-out')
-    p.add_argument('--average', type=float, default=0., help='decay of a running average of the weights, which is what is saved in the end; 0: none')
-    p.add_argument('--strength', type=float, default=1., help='share of what was learnt that is saved in the end')
+    p.add_argument('--other-judge',
+                   help='a reasoner that gives no reward, or a folder with the tower.pt '
+                        'of rr.finetune tower, for --held-out')
+    p.add_argument('--average', type=float, default=0.,
+                   help='decay of a running average of the weights, '
+                        'which is what is saved in the end; 0: none')
+    p.add_argument('--strength', type=float, default=1.,
+                   help='share of what was learnt that is saved in the end')
     p.add_argument('--save-every', type=int, default=10, help='updates between checkpoints')
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)

@@ -42,7 +42,8 @@ def one_line_errors(name):  # name: what is being loaded, for the message
     try: yield
     except RestorerError: raise
     except hub.RepositoryNotFoundError as e:
-        raise RestorerError(f'{name}: the hub has no such model, or it needs a login (`hf auth login`)') from e
+        raise RestorerError(
+            f'{name}: the hub has no such model, or it needs a login (`hf auth login`)') from e
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError) as e:
         raise RestorerError(f'{name}: not in the local cache and the hub cannot be reached: go online once, '
                             'or pass a folder') from e
@@ -184,7 +185,8 @@ class NanoFlowPolicy(FlowPolicy):
         *_, h, w = x.shape
         as_input = lambda image: pad_to_multiple(image).contiguous(memory_format=torch.channels_last)
         with autocast(self.device):
-            f = self.module(as_input(x), t, as_input(cond.photo), cond.text, cond.text_mask, cond.numbers, cond.whole, cond.place)
+            f = self.module(as_input(x), t, as_input(cond.photo), cond.text, cond.text_mask, cond.numbers,
+                            cond.whole, cond.place)
         return cond.photo + f[..., :h, :w].float()
 
     def velocity(self, x, t, cond):
@@ -241,14 +243,16 @@ def check_pairs(
 ):
     "Refuse what `Restorer.restore` cannot work on, in words."
     if isinstance(images, torch.Tensor) and images.ndim != 4:
-        raise RestorerError(f'got a tensor of shape {tuple(images.shape)}; expected (B,3,H,W) or a list of (3,H,W): '
-                            'try images[None]')
+        raise RestorerError(f'got a tensor of shape {tuple(images.shape)}; '
+                            'expected (B,3,H,W) or a list of (3,H,W): try images[None]')
     if isinstance(diagnoses, Diagnosis) or len(images) != len(diagnoses):
         got = 'a single diagnosis' if isinstance(diagnoses, Diagnosis) else f'{len(diagnoses)} diagnoses'
-        raise RestorerError(f'got {len(images)} images and {got}; expected a list with one diagnosis for each image')
+        raise RestorerError(f'got {len(images)} images and {got}; '
+                            'expected a list with one diagnosis for each image')
     for image in images:
         if image.ndim != 3 or len(image) != 3 or 0 in image.shape:
-            raise RestorerError(f'got an image of shape {tuple(image.shape)}; expected (3,H,W) with at least one pixel')
+            raise RestorerError(f'got an image of shape {tuple(image.shape)}; '
+                                'expected (3,H,W) with at least one pixel')
         if not torch.isfinite(image.sum()):
             raise RestorerError('got an image with NaN or infinite values; expected values in [0,1]')
 
@@ -289,8 +293,9 @@ class Restorer:
         check_pairs(images, diagnoses)
         steps = self.default_steps if steps is None else steps
         check_steps(steps)
-        done = [image.clone() if d.is_clean else self._restore(image.float(), d, steps, seed, on_step).to(image)
-                for image, d in zip(images, diagnoses)]
+        done = [
+            image.clone() if d.is_clean else self._restore(image.float(), d, steps, seed, on_step).to(image)
+            for image, d in zip(images, diagnoses)]
         return torch.stack(done) if isinstance(images, torch.Tensor) and done else done
 
 # %% ../nbs/09_restorer.ipynb #09-038
@@ -313,7 +318,8 @@ class CotReader:
     def _read(self, texts:list):
         "Run the language model over `texts` and keep what it made of each."
         if not texts: return
-        tokens = self.tokenizer(texts, padding=True, padding_side='right', return_tensors='pt').to(self.device)
+        tokens = self.tokenizer(
+            texts, padding=True, padding_side='right', return_tensors='pt').to(self.device)
         ids, mask = tokens['input_ids'], tokens['attention_mask']
         with autocast(self.device):
             hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
@@ -340,7 +346,7 @@ class NanoRestorer(Restorer):
 
     @classmethod
     def from_pretrained(cls,
-        name='nano',  # 'nano', 'nano-rl' (after reinforcement learning), or a folder of weights or of a correction
+        name='nano',  # 'nano', 'nano-rl' (after RL), or a folder of weights or of a correction
         device=None,  # default: the fastest here
         reasoner=None,  # (model, processor) of a nano reasoner that is already loaded
         **options,  # of `NanoRestorer`
@@ -354,14 +360,16 @@ class NanoRestorer(Restorer):
 
     def embed_with_mask(self, diagnoses):
         "Last hidden states of the language model over each CoT (B,T,D), and the mask of real tokens (B,T)."
-        if not self.reader: raise RestorerError('this restorer has no text encoder: pass language_model and tokenizer')
+        if not self.reader:
+            raise RestorerError('this restorer has no text encoder: pass language_model and tokenizer')
         return self.reader(diagnoses)
 
     def _restore(self, image, diagnosis, steps, seed, on_step):
         "One photo, whole or in tiles; the noise is drawn for the whole photo either way."
         *_, h, w = image.shape
         photo = pad_to_multiple(image)[None]
-        cond, x, (height, width) = self.policy.condition(photo, [diagnosis]), self.policy.start(photo, seed), photo.shape[-2:]
+        cond, x, (height, width) = (
+            self.policy.condition(photo, [diagnosis]), self.policy.start(photo, seed), photo.shape[-2:])
         def run(rows, columns):
             (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
             place = x.new_tensor([[top / height, left / width, bottom / height, right / width]])
@@ -375,15 +383,18 @@ def measured(
     image:torch.Tensor,  # (3,H,W) in [0,1], the damaged photo
     diagnosis,  # a reasoner's `Diagnosis` of it
 ):  # `Diagnosis`, the same object where nothing was measured
-    "The diagnosis with the kernel of its blur as the photo's spectrum shows it, and the severity that belongs to that kernel."
+    """The diagnosis with the kernel of its blur as the photo's spectrum shows it, and the severity that
+    belongs to that kernel."""
     finding = diagnosis.findings.get('blur')
     if not finding or finding.region: return diagnosis  # a spectrum is of the whole photo
-    stated = finding.parameters | dict(sigma=finding.parameters.get('sigma', strength('blur', finding.severity)['sigma']))
+    stated = finding.parameters | dict(
+        sigma=finding.parameters.get('sigma', strength('blur', finding.severity)['sigma']))
     if (found := measure_blur(image, stated)) is None: return diagnosis
     known = {p.name: p for p in DEGRADATIONS['blur'].parameters}
     values = {k: v if k == 'type' else written_value(known[k], v) for k, v in found.items()}
     severity = min(max(round(severity_of('blur', 'sigma', found['sigma'])), 1), 100)
-    return replace(diagnosis, findings=diagnosis.findings | {'blur': replace(finding, severity=severity, parameters=values)})
+    return replace(diagnosis, findings=diagnosis.findings | {
+        'blur': replace(finding, severity=severity, parameters=values)})
 
 def measured_diagnoses(
     reasoner,  # anything with `diagnose(photos) -> list of Diagnosis`
@@ -392,9 +403,10 @@ def measured_diagnoses(
     "What the restorer is told of photos in use: so it should be told while it learns."
     return [measured(p.clamp(0, 1), d) for p, d in zip(photos, reasoner.diagnose(photos))]
 
-# %% ../nbs/09_restorer.ipynb #09-073
-INSTRUCTION = ('Restore this photo: remove the damage listed below and nothing else. Same scene, same framing, same '
-               'colours and textures, every object in its place; add nothing.')
+# %% ../nbs/09_restorer.ipynb #09-076
+INSTRUCTION = (
+    'Restore this photo: remove the damage listed below and nothing else. Same scene, same framing, same '
+    'colours and textures, every object in its place; add nothing.')
 
 def restoration_prompt(
     diagnosis:Diagnosis,
@@ -412,12 +424,13 @@ def fit_prompt(
     ids = tokenizer(prompt)['input_ids']
     logger.info('prompt of %d tokens (limit %d)', len(ids), max_tokens)
     if len(ids) <= max_tokens: return prompt
-    logger.warning('prompt of %d tokens cut to %d: the end of the chain of thought is lost', len(ids), max_tokens)
+    logger.warning('prompt of %d tokens cut to %d: the end of the chain of thought is lost',
+                   len(ids), max_tokens)
     keep = max_tokens
     while len(tokenizer(cut := tokenizer.decode(ids[:keep]))['input_ids']) > max_tokens: keep -= 1
     return cut.rstrip('\ufffd')
 
-# %% ../nbs/09_restorer.ipynb #09-076
+# %% ../nbs/09_restorer.ipynb #09-079
 def working_size(
     height:int, width:int,  # of the photo
     pixels:int=1024 * 1024,  # area to work at
@@ -425,21 +438,26 @@ def working_size(
 ) -> tuple[int, int]:  # (height, width), multiples of `multiple`
     "The size of about `pixels` and the photo's aspect ratio at which an editing model works."
     if max(height, width) > 200 * min(height, width):
-        raise RestorerError(f'got a photo of {width}x{height}; expected sides of at most 200:1: crop it, or use nano')
+        raise RestorerError(f'got a photo of {width}x{height}; '
+                            'expected sides of at most 200:1: crop it, or use nano')
     ratio = width / height
     wide = math.sqrt(pixels * ratio)
     return tuple(max(1, round(n / multiple)) * multiple for n in (wide / ratio, wide))
 
-# %% ../nbs/09_restorer.ipynb #09-079
+# %% ../nbs/09_restorer.ipynb #09-082
 class QwenLatents:
     "The image side of a Qwen-Image-Edit pipeline: images to latents to tokens, and back."
-    def __init__(self, pipeline, pixels:int): self.pipeline, self.pixels = pipeline, pixels  # pixels: area to work at
+    def __init__(self,
+        pipeline,
+        pixels:int,  # area to work at
+    ): self.pipeline, self.pixels = pipeline, pixels
 
     def size(self, images): return working_size(*images.shape[-2:], self.pixels)
 
     def shape(self, images):
         "(C,h,w) of the latents of one image."
-        return (self.pipeline.latent_channels, *(n // self.pipeline.vae_scale_factor for n in self.size(images)))
+        return (self.pipeline.latent_channels,
+                *(n // self.pipeline.vae_scale_factor for n in self.size(images)))
 
     @torch.no_grad()
     def encode(self, images):
@@ -467,7 +485,7 @@ class QwenLatents:
         scale = self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(tokens, *(n * scale for n in like.shape[-2:]), scale)[:, :, 0]
 
-# %% ../nbs/09_restorer.ipynb #09-081
+# %% ../nbs/09_restorer.ipynb #09-084
 @dataclass
 class QwenCondition:
     "What the Qwen transformer is given beside `x` and `t`."
@@ -502,7 +520,7 @@ def read_prompts(
         pairs.append(pipeline.encode_prompt(prompt=prompt, image=[seen], device=pipeline._execution_device))
     return stack_texts(pairs)
 
-# %% ../nbs/09_restorer.ipynb #09-083
+# %% ../nbs/09_restorer.ipynb #09-086
 def qwen_times(
     scheduler,  # FlowMatchEulerDiscreteScheduler of the model
     steps:int,
@@ -526,7 +544,7 @@ def guide(
     guided = away + scale * (v - away)
     return guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
-# %% ../nbs/09_restorer.ipynb #09-085
+# %% ../nbs/09_restorer.ipynb #09-088
 class QwenFlowPolicy(FlowPolicy):
     "The flow `noise -> clean latents` of Qwen-Image-Edit; the photo is given as extra tokens."
     def __init__(self,
@@ -551,13 +569,16 @@ class QwenFlowPolicy(FlowPolicy):
 
     def encode(self, images): return self.latents.encode(images)
     def decode(self, x): return self.latents.decode(x)
-    def start(self, images, seed=0): return draw_noise((len(images), *self.latents.shape(images)), seed, self.device)
+    def start(self, images, seed=0):
+        return draw_noise((len(images), *self.latents.shape(images)), seed, self.device)
+
     def times(self, steps, x): return qwen_times(self.scheduler, steps, x.shape[-2] * x.shape[-1] // 4)
 
     @torch.no_grad()
     def condition(self, images, diagnoses):
         "The photo's latents as tokens, and the text encoder's reading of photo and prompt."
-        read = lambda prompts: read_prompts(self.pipeline, images, prompts, self.text_pixels, self.max_sequence_length)
+        read = lambda prompts: read_prompts(
+            self.pipeline, images, prompts, self.text_pixels, self.max_sequence_length)
         guided = self.negative_prompt is not None and self.true_cfg_scale > 1
         negative = read([self.negative_prompt] * len(images)) if guided else ()
         photo = self.latents.to_tokens(self.latents.encode(images))
@@ -581,7 +602,7 @@ class QwenFlowPolicy(FlowPolicy):
                           img_shapes=[[grid, grid]] * len(x), return_dict=False)[0]
         return out[:, :tokens.shape[1]]
 
-# %% ../nbs/09_restorer.ipynb #09-087
+# %% ../nbs/09_restorer.ipynb #09-090
 OFFLOADS = ('none', 'model', 'group', 'sequential')
 PARTS = ('transformer', 'text_encoder', 'vae')
 
@@ -600,18 +621,20 @@ def part_memory(
     quantize:str|None=None,  # '4bit' or '8bit': the linear layers
 ) -> PartMemory:
     "Bytes of the weights of `module` as it would be loaded."
-    linear = {None: dtype.itemsize, '8bit': 1, '4bit': .5 + 4 / 64}[quantize]  # 4 bytes of scale every 64 weights
+    linear = {None: dtype.itemsize, '8bit': 1, '4bit': .5 + 4 / 64}[quantize]  # 4-byte scale every 64 weights
     def size(m):
-        per = linear if isinstance(m, nn.Linear) and m is not getattr(module, 'lm_head', None) else dtype.itemsize
+        per = (linear if isinstance(m, nn.Linear) and m is not getattr(module, 'lm_head', None)
+               else dtype.itemsize)
         return sum(p.numel() * (per if p.ndim == 2 else dtype.itemsize) for p in m.parameters(recurse=False))
     total = lambda m: sum(size(x) for x in m.modules())
     lists = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
     inner = {id(x) for m in lists for x in m.modules() if x is not m}
     blocks = [total(b) for m in lists if id(m) not in inner for b in m]
-    return PartMemory(sum(p.numel() for p in module.parameters()), round(total(module)), round(max(blocks, default=0)),
-                      round(total(module) - sum(blocks)), round(max(size(m) for m in module.modules())))
+    return PartMemory(sum(p.numel() for p in module.parameters()), round(total(module)),
+                      round(max(blocks, default=0)), round(total(module) - sum(blocks)),
+                      round(max(size(m) for m in module.modules())))
 
-# %% ../nbs/09_restorer.ipynb #09-088
+# %% ../nbs/09_restorer.ipynb #09-091
 @dataclass(frozen=True)
 class MemoryPlan:
     "What the weights of a pipeline need, before they are loaded; the images being worked on come on top."
@@ -621,7 +644,8 @@ class MemoryPlan:
         "Bytes of weights that are on the device at a time."
         p = self.parts.values()
         return {'none': sum(x.size for x in p), 'model': max(x.size for x in p),
-                'group': max(2 * x.block + x.outside for x in p), 'sequential': max(x.leaf for x in p)}[offload]
+                'group': max(2 * x.block + x.outside for x in p),
+                'sequential': max(x.leaf for x in p)}[offload]
 
     def on_host(self, offload:str='none') -> int:
         "Bytes of weights that wait in main memory."
@@ -634,9 +658,10 @@ class MemoryPlan:
             if need > free:
                 raise RestorerError(
                     f"{name}: the weights need {need / 1e9:.1f} GB of memory on '{place.type}', "
-                    f"{free / 1e9:.1f} GB are free: use a larger machine, quantize='4bit', offload='model' (with a GPU), or the restorer 'nano'")
+                    f"{free / 1e9:.1f} GB are free: use a larger machine, quantize='4bit', "
+                    "offload='model' (with a GPU), or the restorer 'nano'")
 
-# %% ../nbs/09_restorer.ipynb #09-089
+# %% ../nbs/09_restorer.ipynb #09-092
 def free_memory(device:torch.device) -> int:  # bytes
     "Memory that is free on `device` now."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
@@ -651,26 +676,30 @@ def memory_plan(
     "The plan for these modules."
     if quantize not in (None, '4bit', '8bit'):
         raise RestorerError(f"got quantize={quantize!r}; expected None, '8bit' or '4bit'")
-    return MemoryPlan({k: part_memory(m, dtype, None if k == 'vae' else quantize) for k, m in modules.items()})
+    return MemoryPlan({k: part_memory(m, dtype, None if k == 'vae' else quantize)
+                       for k, m in modules.items()})
 
-# %% ../nbs/09_restorer.ipynb #09-091
+# %% ../nbs/09_restorer.ipynb #09-094
 def find_configs(
     name,  # folder or hub id
 ) -> Path:  # folder with model_index.json and the config of every part
     "The model's configuration files; from the hub only these are fetched, no weights."
     if not Path(name).is_dir():
         if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(name)):
-            raise RestorerError(f"{name}: neither a folder nor a hub id ('owner/model'), nor one of {', '.join(SHIPPED_RESTORERS)}")
+            raise RestorerError(f"{name}: neither a folder nor a hub id ('owner/model'), "
+                                f"nor one of {', '.join(SHIPPED_RESTORERS)}")
         from huggingface_hub import snapshot_download
         return Path(snapshot_download(str(name), allow_patterns=['model_index.json', '*/config.json']))
     folder = Path(name)
     if not (folder / 'model_index.json').is_file():
-        raise RestorerError(f'{name}: no model_index.json (Qwen-Image-Edit) and no config.json (nano) in this folder')
+        raise RestorerError(
+            f'{name}: no model_index.json (Qwen-Image-Edit) and no config.json (nano) in this folder')
     missing = [p for p in PARTS if not (folder / p / 'config.json').is_file() or missing_weights(folder / p)]
-    if missing: raise RestorerError(f'{name}: incomplete, files missing in {", ".join(missing)}: download it again')
+    if missing:
+        raise RestorerError(f'{name}: incomplete, files missing in {", ".join(missing)}: download it again')
     return folder
 
-# %% ../nbs/09_restorer.ipynb #09-092
+# %% ../nbs/09_restorer.ipynb #09-095
 def missing_weights(folder:Path) -> list[str]:
     "Weight files that a part's index names and that are not there; the usual name if there is none at all."
     if indexes := list(folder.glob('*.safetensors.index.json')):
@@ -688,9 +717,10 @@ def meta_parts(
         build = lambda cls, part: cls.from_config(cls.load_config(str(Path(folder) / part)))
         config = Qwen2_5_VLConfig.from_pretrained(Path(folder) / 'text_encoder')
         return {'transformer': build(QwenImageTransformer2DModel, 'transformer'),
-                'vae': build(AutoencoderKLQwenImage, 'vae'), 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
+                'vae': build(AutoencoderKLQwenImage, 'vae'),
+                'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-093
+# %% ../nbs/09_restorer.ipynb #09-096
 def full_size_parts() -> dict:  # part -> module without memory
     "The networks of Qwen-Image-Edit in their published shape, on the `meta` device; needs no file of theirs."
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -703,16 +733,17 @@ def full_size_parts() -> dict:  # part -> module without memory
         return {'transformer': QwenImageTransformer2DModel(), 'vae': AutoencoderKLQwenImage(),
                 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-099
+# %% ../nbs/09_restorer.ipynb #09-102
 def pipeline_class(folder:Path):
     "The pipeline class that model_index.json names."
     import diffusers
     name = json.loads((folder / 'model_index.json').read_text())['_class_name']
     if name not in ('QwenImageEditPlusPipeline', 'QwenImageEditPipeline'):
-        raise RestorerError(f'{folder.name}: got a {name}; expected a model such as Qwen/Qwen-Image-Edit-2509')
+        raise RestorerError(
+            f'{folder.name}: got a {name}; expected a model such as Qwen/Qwen-Image-Edit-2509')
     return getattr(diffusers, name)
 
-# %% ../nbs/09_restorer.ipynb #09-100
+# %% ../nbs/09_restorer.ipynb #09-103
 def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     "The pipeline with its weights, placed as `offload` says."
     options = {}
@@ -731,7 +762,7 @@ def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     else: pipeline.enable_group_offload(device, num_blocks_per_group=1, use_stream=device.type == 'cuda')
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-101
+# %% ../nbs/09_restorer.ipynb #09-104
 class QwenRestorer(Restorer):
     "Qwen-Image-Edit through its `diffusers` pipeline."
     default_steps = 40
@@ -741,7 +772,8 @@ class QwenRestorer(Restorer):
         **options,  # of `QwenFlowPolicy`
     ):
         self.pipeline, self.policy = pipeline, QwenFlowPolicy(pipeline, **options)
-        for part in ('vae', 'text_encoder', 'transformer'): getattr(pipeline, part).eval().requires_grad_(False)
+        for part in ('vae', 'text_encoder', 'transformer'):
+            getattr(pipeline, part).eval().requires_grad_(False)
 
     @property
     def device(self): return self.policy.device
@@ -756,13 +788,15 @@ class QwenRestorer(Restorer):
         lora=None,  # folder or hub id of a LoRA to load
         **options,  # of `QwenFlowPolicy`
     ):
-        "The pipeline that the model's own files name, checked for files and memory before the weights are loaded."
+        """The pipeline that the model's own files name, checked for files and memory before the weights are
+        loaded."""
         device = torch.device(device or pick_device())
         dtype = dtype or (torch.bfloat16 if has_bf16(device) else torch.float32)
         if offload not in OFFLOADS:
             raise RestorerError(f'got offload={offload!r}; expected one of {", ".join(OFFLOADS)}')
         if device.type == 'cpu' and (offload != 'none' or quantize in ('8bit', '4bit')):
-            raise RestorerError(f'got offload={offload!r}, quantize={quantize!r} on the CPU; expected a GPU for either')
+            raise RestorerError(
+                f'got offload={offload!r}, quantize={quantize!r} on the CPU; expected a GPU for either')
         with one_line_errors(name):
             folder = find_configs(name)
             kind = pipeline_class(folder)
@@ -773,12 +807,14 @@ class QwenRestorer(Restorer):
 
     @torch.no_grad()
     def embed_with_mask(self, diagnoses):
-        "Last hidden states over instruction and CoT without a photo (B,T,D), and the mask of real tokens (B,T)."
+        """Last hidden states over instruction and CoT without a photo (B,T,D), and the mask of real tokens
+        (B,T)."""
         pipe = self.pipeline
         template = pipe.prompt_template_encode.replace('<|vision_start|><|image_pad|><|vision_end|>', '')
         limit = self.policy.max_sequence_length
         texts = [template.format(fit_prompt(restoration_prompt(d), pipe.tokenizer, limit)) for d in diagnoses]
-        tokens = pipe.tokenizer(texts, padding=True, padding_side='right', return_tensors='pt').to(self.device)
+        tokens = pipe.tokenizer(
+            texts, padding=True, padding_side='right', return_tensors='pt').to(self.device)
         states = pipe.text_encoder(input_ids=tokens['input_ids'], attention_mask=tokens['attention_mask'],
                                    output_hidden_states=True).hidden_states[-1]
         system = pipe.prompt_template_encode_start_idx
@@ -792,9 +828,9 @@ class QwenRestorer(Restorer):
         self.pipeline.maybe_free_model_hooks()
         return F.interpolate(made, image.shape[-2:], mode='bicubic', antialias=True)[0].clamp(0, 1)
 
-# %% ../nbs/09_restorer.ipynb #09-103
-BYTE_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>', '<|vision_pad|>',
-                  '<|image_pad|>', '<|video_pad|>')
+# %% ../nbs/09_restorer.ipynb #09-106
+BYTE_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
+                 '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>')
 
 def byte_processor():
     "A stock Qwen processor whose vocabulary is the 256 bytes and the special tokens: needs no download."
@@ -804,21 +840,22 @@ def byte_processor():
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=list(BYTE_SPECIALS[1:]))
     return Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
 
-# %% ../nbs/09_restorer.ipynb #09-104
+# %% ../nbs/09_restorer.ipynb #09-107
 def tiny_text_encoder(tokenizer):
     "A stock Qwen2.5-VL with two layers of 16 channels and random weights."
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
     number = tokenizer.convert_tokens_to_ids
     rope = dict(rope_type='default', rope_theta=1e6, mrope_section=[1, 1, 2])
-    text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-                vocab_size=len(tokenizer), rope_parameters=rope, bos_token_id=None, eos_token_id=number('<|im_end|>'))
+    text = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                num_key_value_heads=2, vocab_size=len(tokenizer), rope_parameters=rope,
+                bos_token_id=None, eos_token_id=number('<|im_end|>'))
     vision = dict(depth=2, hidden_size=16, intermediate_size=32, num_heads=2, out_hidden_size=16)
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(
         text_config=text, vision_config=vision,
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'),
         vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>')))
 
-# %% ../nbs/09_restorer.ipynb #09-105
+# %% ../nbs/09_restorer.ipynb #09-108
 def tiny_qwen_pipeline(
     plus:bool=True,  # as Qwen-Image-Edit-2509 and 2511; False: as the first Qwen-Image-Edit
     zero_cond_t:bool=False,  # True as in 2511: the photo's tokens are told t = 0
@@ -845,7 +882,7 @@ def tiny_qwen_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-114
+# %% ../nbs/09_restorer.ipynb #09-118
 LORA_TARGETS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 
 def add_lora(
@@ -866,5 +903,6 @@ def save_lora(
     "Write the LoRA of the transformer."
     from peft import get_peft_model_state_dict
     config = next(iter(pipeline.transformer.peft_config.values()))
-    pipeline.save_lora_weights(folder, transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer),
-                               transformer_lora_adapter_metadata=config.to_dict())
+    pipeline.save_lora_weights(
+        folder, transformer_lora_layers=get_peft_model_state_dict(pipeline.transformer),
+        transformer_lora_adapter_metadata=config.to_dict())

@@ -180,7 +180,7 @@ class Rollout:
     stds: tuple[float, ...]  # of each step, S of them; 0 where a step was deterministic
     step: str = 'cps'  # name in `STEPS`
     eta: float = 0.8  # noise level
-    window: tuple[int, int]|None = None  # first step that took a chance, and first after it that did not; None: all did
+    window: tuple[int, int]|None = None  # steps that took a chance: the first, and the first after; None: all
     means: torch.Tensor|None = None  # what each step was drawn around, (S,B,...)
 
     @property
@@ -214,7 +214,8 @@ def sample_with_log_probs(
         taken.append(_take_step(policy, cond, path[-1], times, k, step, eta, window, generator=generator))
         path.append(taken[-1].next)
     return Rollout(policy.decode(path[-1]), torch.stack(path), torch.stack([s.log_prob for s in taken]),
-                   tuple(times), tuple(s.std for s in taken), step, eta, window, torch.stack([s.mean for s in taken]))
+                   tuple(times), tuple(s.std for s in taken), step, eta, window,
+                   torch.stack([s.mean for s in taken]))
 
 # %% ../nbs/11_rl.ipynb #11-032
 def step_of(
@@ -223,8 +224,8 @@ def step_of(
     k:int,  # which of its steps
 ) -> Step:  # with gradients to the policy's parameters
     "Step `k` of a stored path as the policy would take it now."
-    return _take_step(policy, cond, rollout.trajectory[k], rollout.times, k, rollout.step, rollout.eta, rollout.window,
-                      taken=rollout.trajectory[k + 1])
+    return _take_step(policy, cond, rollout.trajectory[k], rollout.times, k, rollout.step, rollout.eta,
+                      rollout.window, taken=rollout.trajectory[k + 1])
 
 def log_probs_of(
     policy, cond,  # as in `sample_with_log_probs`
@@ -300,7 +301,7 @@ class SeverityReward:
     "How much severity a restoration removed, as far as it kept the content, less what it brought in."
     name = 'severity'
     def __init__(self,
-        reasoner,  # anything with `severity(images) -> (B,K)`, 0-100, over its `kinds`, or over `KINDS` if it has none
+        reasoner,  # has `severity(images) -> (B,K)`, 0-100, over its `kinds`, or over `KINDS` if it has none
         weights:dict=None,  # kind -> weight; default 1 for each
         guard=content_kept,  # (before, after, clean) -> (B,), 0-1
     ):
@@ -400,7 +401,8 @@ def window_at(
     if not config.window: return None
     chances = config.steps - (config.step == 'cps')  # the last step of CPS takes none
     if not 0 < config.window <= chances:
-        raise ValueError(f'window is {config.window}; of {config.steps} steps of {config.step!r}, {chances} can take a chance')
+        raise ValueError(f'window is {config.window}; of {config.steps} steps of {config.step!r}, '
+                         f'{chances} can take a chance')
     first = update // config.shift % (chances - config.window + 1)
     return first, first + config.window
 
@@ -455,12 +457,13 @@ def step_weights(rollout:Rollout) -> list[float]:  # one a step, 1 on average ov
     "Weights that make a change of the velocity count the same in every step."
     zero, one, r = torch.zeros(1, 1), torch.ones(1, 1), rollout
     def slope(k):  # of the mean over the velocity; the mean is linear in it
-        ends = (STEPS[r.step](zero, v, r.times[k], r.times[k + 1], r.eta, taken=zero).mean for v in (zero, one))
+        ends = (STEPS[r.step](zero, v, r.times[k], r.times[k + 1], r.eta, taken=zero).mean
+                for v in (zero, one))
         return abs(float(next(ends) - next(ends)))
     steep = {k: 1 / slope(k) for k in r.decisions}
     return [steep.get(k, 0.) * len(steep) / sum(steep.values()) for k in range(len(r.stds))]
 
-# %% ../nbs/11_rl.ipynb #11-071
+# %% ../nbs/11_rl.ipynb #11-072
 def _mean(values) -> float: return sum(values) / len(values) if values else 0.
 
 def group_gradient(
@@ -488,7 +491,7 @@ def group_gradient(
     return dict(loss=_mean(losses), kl=_mean([d.item() for d in divergences]), ratio_off=off.max().item(),
                 clipped=(off > config.clip).float().mean().item())
 
-# %% ../nbs/11_rl.ipynb #11-073
+# %% ../nbs/11_rl.ipynb #11-074
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     compares = True  # restorations of a photo with each other, so that there must be two or more
@@ -501,7 +504,7 @@ class GRPO:
     ):
         self.policy, self.reward, self.reference = policy, reward, reference
         self.config, self.log, self.history = config or GRPOConfig(), log, []
-        self.rewards, self.terms = None, []  # of the last update: (photos, group), and what each photo's were made of
+        self.rewards, self.terms = None, []  # of the last update: (photos, group), and what they were made of
         self.watchers = []  # functions that get every record, such as `rr.widgets.RLMonitor`
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         check_trainer(self)
@@ -511,7 +514,9 @@ class GRPO:
         "A group of update `number`."
         return sample_group(self.policy, photo, diagnosis, self.config, seed, window_at(self.config, number))
 
-    def group(self, photo, diagnosis, clean, seed:int, number:int):  # arguments of `gradient` up to the seed, rewards (n,)
+    def group(self,
+        photo, diagnosis, clean, seed:int, number:int,
+    ):  # arguments of `gradient` up to the seed, rewards (n,)
         "A group of update `number` about one photo, and what its members are worth."
         cond, rollout = self.sample(photo, diagnosis, seed, number)
         after = at_size(rollout.images, photo.shape[-2:]).to(photo.device)
@@ -550,7 +555,8 @@ class GRPO:
         return {k: _mean([r[k] for r in reports]) for k in (reports or [{}])[0]} | dict(grad_norm=norm.item())
 
     def gradient(self, cond, rollout:Rollout, seed:int, advantage:torch.Tensor, share:float) -> dict:
-        "Add the gradient of one group's loss; averages for the log. `seed` is the group's own, for losses that draw."
+        """Add the gradient of one group's loss; averages for the log. `seed` is the group's own, for losses
+        that draw."""
         return group_gradient(self.policy, cond, rollout, advantage, self.config, self.reference, share)
 
     def keep(self, record:dict) -> dict:
@@ -563,7 +569,8 @@ class GRPO:
 
     def state(self) -> dict:
         "All that a run needs to go on later as if it had not stopped."
-        return dict(parameters=[p.detach().cpu().clone() for p in self.parameters], optimizer=self.optimizer.state_dict(), history=self.history)
+        return dict(parameters=[p.detach().cpu().clone() for p in self.parameters],
+                    optimizer=self.optimizer.state_dict(), history=self.history)
 
     def load_state(self, state:dict):
         "Go on from there."
@@ -572,7 +579,7 @@ class GRPO:
         self.optimizer.load_state_dict(state['optimizer'])
         self.history = list(state['history'])
 
-# %% ../nbs/11_rl.ipynb #11-074
+# %% ../nbs/11_rl.ipynb #11-075
 def check_trainer(trainer:GRPO):
     "ValueError for settings with which nothing could be learned."
     c = trainer.config
@@ -581,7 +588,7 @@ def check_trainer(trainer:GRPO):
         raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
     if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')
 
-# %% ../nbs/11_rl.ipynb #11-085
+# %% ../nbs/11_rl.ipynb #11-086
 def train_lora(
     policy:FlowPolicy,  # its network is frozen, and gets the LoRA
     rank:int=8,

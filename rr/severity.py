@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from .core import to_tensor
-from .degrade import DEGRADATIONS, along_ramp, degrade, kind_generator, pseudo_depth, ramp_position, severity_table
+from .degrade import (DEGRADATIONS, along_ramp, degrade, kind_generator, pseudo_depth, ramp_position,
+                        severity_table)
 
 # %% ../nbs/02_severity.ipynb #02-006
 def center_crop(
@@ -50,13 +51,20 @@ class Table(list):
         return f'**{self.caption}**\n\n{text}' if self.caption else text
 
     def _repr_html_(self):
-        row = lambda cells, tag: '<tr>' + ''.join(f'<{tag}>{escape(c)}</{tag}>' for c in cells) + '</tr>'
-        body = ''.join(row(cells, 'td') for cells in self._cells())
+        lines = self._cells()
+        sides = ['right' if all(map(_is_number, column)) else 'left' for column in zip(*lines)]
+        cell = lambda text, side, tag: f'<{tag} style="text-align:{side}">{escape(text)}</{tag}>'
+        row = lambda cells, tag: '<tr>' + ''.join(cell(c, s, tag) for c, s in zip(cells, sides)) + '</tr>'
+        body = ''.join(row(cells, 'td') for cells in lines)
         caption = f'<caption>{escape(self.caption)}</caption>' if self.caption else ''
         return f'<table>{caption}<thead>{row(self.columns, "th")}</thead><tbody>{body}</tbody></table>'
 
     _repr_markdown_ = None
     __repr__ = __str__
+
+def _is_number(text:str)->bool: # also with a unit or an interval behind it, and where there is none
+    digits = text.lstrip('+-')
+    return digits in ('', 'inf', 'nan') or digits[0].isdigit()
 
 # %% ../nbs/02_severity.ipynb #02-016
 @dataclass(frozen=True)
@@ -80,8 +88,8 @@ METRICS = {m.name: m for m in (
     Metric('gmsd', 'Y', False, '', 'Xue 2014; deviation of gradient similarity'),
     Metric('nlpd', 'Y', False, '', 'Laparra 2016; normalised Laplacian pyramid'))}
 
-# %% ../nbs/02_severity.ipynb #02-018
-CHUNK = 2 ** 16 # pixels of a batch that go through a metric at once: larger ones spend their time in asking the system for memory
+# %% ../nbs/02_severity.ipynb #02-019
+CHUNK = 2 ** 16 # pixels that go through a metric at once: more spend their time on asking for memory
 
 @lru_cache(maxsize=None)
 def _pyiqa(name):
@@ -97,14 +105,17 @@ def quality(
     if metric not in METRICS:
         raise KeyError(f'{metric!r} is no known metric; choose from {", ".join(METRICS)}')
     if images.shape != clean.shape:
-        raise ValueError(f'images are {tuple(images.shape)}, clean is {tuple(clean.shape)}: same shape expected')
+        raise ValueError(
+            f'images are {tuple(images.shape)}, clean is {tuple(clean.shape)}: same shape expected')
     pair = [x.detach().cpu().float().clamp(0, 1) for x in (images, clean)]
     if images.ndim == 3: pair = [x[None] for x in pair]
     few = max(1, CHUNK // (pair[0].shape[-2] * pair[0].shape[-1]))
-    with torch.no_grad(): value = torch.cat([_pyiqa(metric)(a, b).double().flatten() for a, b in zip(*(x.split(few) for x in pair))])
+    with torch.no_grad():
+        value = torch.cat([_pyiqa(metric)(a, b).double().flatten()
+                           for a, b in zip(*(x.split(few) for x in pair))])
     return value[0] if images.ndim == 3 else value
 
-# %% ../nbs/02_severity.ipynb #02-029
+# %% ../nbs/02_severity.ipynb #02-030
 def severity_curve(
     images:Sequence, # Clean photos: tensors (3, H, W), PIL images or paths; or a dict of name -> photo
     kind:str|Sequence[str]|None=None, # One kind, several, or all
@@ -155,7 +166,8 @@ class SeverityCurve:
         "All values of one kind under one metric."
         found = [r['value'] for r in self.rows if r['kind'] == kind and r['metric'] == metric]
         if not found:
-            raise KeyError(f'no curve of {kind!r} under {metric!r}; there are {self.kinds} and {self.metrics}')
+            raise KeyError(
+                f'no curve of {kind!r} under {metric!r}; there are {self.kinds} and {self.metrics}')
         return np.array(found).reshape(-1, len(self.severities))
 
     def summary(self)->Table:
@@ -181,7 +193,8 @@ def plot_curves(
     "A matplotlib figure: one panel a metric, one line a kind, a band from the first to the third quartile."
     import matplotlib.pyplot as plt
     metrics, kinds = list(metrics or curve.metrics), list(kinds or curve.kinds)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(3.4 * len(metrics), 3), squeeze=False)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(3.4 * len(metrics) + 1, 3), squeeze=False,
+                                layout='constrained')
     dashes = dict(zip(DEGRADATIONS, ('-', '--', ':', '-.') * len(DEGRADATIONS)))
     for axis, name in zip(axes[0], metrics):
         for kind in kinds:
@@ -193,8 +206,7 @@ def plot_curves(
         better = 'higher is better' if metric.higher_is_better else 'lower is better'
         axis.set(xlabel='severity', ylabel=metric.unit, xlim=(0, 100))
         axis.set_title(f'{name} ({metric.channel}), {better}', fontsize=9)
-    axes[0, 0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center', fontsize=8)
     return figure
 
 # %% ../nbs/02_severity.ipynb #02-041
@@ -218,7 +230,7 @@ def monotonicity(
                             spearman=float(np.mean(rho)), mean_is_ordered=ordered))
     return out
 
-# %% ../nbs/02_severity.ipynb #02-047
+# %% ../nbs/02_severity.ipynb #02-048
 def unevenness(
     curve:SeverityCurve,
 )->Table: # metric, severity, mildest kind, hardest kind, gap (metric's unit), share of the scale
@@ -236,7 +248,7 @@ def unevenness(
                             share_of_scale=float(gap / travel)))
     return out
 
-# %% ../nbs/02_severity.ipynb #02-050
+# %% ../nbs/02_severity.ipynb #02-051
 def equivalent_severity(
     curve:SeverityCurve,
     kind:str, # The kind that we have
@@ -249,7 +261,7 @@ def equivalent_severity(
     loss = np.maximum.accumulate(_loss(curve.values(other, metric), metric).mean(0))
     return float(np.interp(have, loss, curve.severities))
 
-# %% ../nbs/02_severity.ipynb #02-055
+# %% ../nbs/02_severity.ipynb #02-056
 FUSED = ('ms_ssim', 'fsim', 'gmsd', 'nlpd') # what the scale is calibrated on
 STATIONS = (.02, .05, .1, .16, .24, .34, .46, .6, .75, .87, 1.) # positions on a ramp
 
@@ -293,7 +305,7 @@ def ramp_losses(
             losses[kind] = np.array(rows)
     return losses
 
-# %% ../nbs/02_severity.ipynb #02-058
+# %% ../nbs/02_severity.ipynb #02-059
 def joined(parts:Sequence[dict])->dict: # kind -> array of all photos
     "Losses by kind of several groups of photos, one after the other."
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
@@ -310,7 +322,8 @@ class FusedLoss:
     def from_ramps(cls, losses:dict, metrics:Sequence[str]=FUSED, stations:Sequence[float]=STATIONS):
         "Reference losses from what `ramp_losses` measured, evenly along the ramps."
         even = lambda loss: np.interp(POOL, [0, *stations], [0, *loss])
-        pools = [np.sort([even(photo[m]) for kind in losses.values() for photo in kind], axis=None) for m in range(len(metrics))]
+        pools = [np.sort([even(photo[m]) for kind in losses.values() for photo in kind], axis=None)
+                 for m in range(len(metrics))]
         return cls(tuple(metrics), pools)
 
     @classmethod
@@ -320,7 +333,8 @@ class FusedLoss:
 
     def quantiles(self, n:int=101)->dict: # metric -> list of n reference losses
         "The pools in short form, as the table stores them."
-        return {m: [round(float(q), 5) for q in np.quantile(p, np.linspace(0, 1, n))] for m, p in zip(self.metrics, self.pools)}
+        return {m: [round(float(q), 5) for q in np.quantile(p, np.linspace(0, 1, n))]
+                for m, p in zip(self.metrics, self.pools)}
 
     def __call__(self, losses:np.ndarray)->np.ndarray: # (..., metrics, n) -> (..., n)
         ranks = [np.interp(losses[..., m, :], *self._curve(p)) for m, p in enumerate(self.pools)]
@@ -331,7 +345,7 @@ class FusedLoss:
         values, first = np.unique(np.concatenate([[0], pool]), return_index=True)
         return values, first / len(pool)
 
-# %% ../nbs/02_severity.ipynb #02-060
+# %% ../nbs/02_severity.ipynb #02-061
 KNOTS = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100) # severities in the table
 REACH = .99 # share of the top of the scale that the weakest kind must reach
 
@@ -364,9 +378,11 @@ def calibrate(
     curves = {kind: ramp_curve(fuse(loss)) for kind, loss in losses.items()}
     top = min(curve[-1] for curve in curves.values()) / REACH
     place = lambda curve: [round(float(np.interp(top * s / 100, curve, [0, *stations])), 5) for s in knots]
-    about = 'Severity 0-100 to a position (0-1) on the ramp of each kind, linear between knots, such that equal severity is equal fused loss.'
+    about = ('Severity 0-100 to a position (0-1) on the ramp of each kind, linear between knots, '
+             'such that equal severity is equal fused loss.')
     return dict(about=about, provenance=provenance, top=round(float(top), 4), severity=list(knots),
-                kinds={kind: strictly_rising(place(curve)) for kind, curve in curves.items()}, fused=fuse.quantiles())
+                kinds={kind: strictly_rising(place(curve)) for kind, curve in curves.items()},
+                fused=fuse.quantiles())
 
 def strictly_rising(positions:list[float], step:float=1e-3)->list[float]:
     "The positions, moved apart where a kind that has reached its end stands still."
@@ -374,7 +390,7 @@ def strictly_rising(positions:list[float], step:float=1e-3)->list[float]:
     for i in range(1, len(out)): out[i] = max(out[i], round(out[i - 1] + step, 5))
     return [round(p, 5) for p in out]
 
-# %% ../nbs/02_severity.ipynb #02-065
+# %% ../nbs/02_severity.ipynb #02-066
 def residual(
     photos:Sequence[torch.Tensor], # (3, H, W) each: not those that the table was made from
     kinds:Sequence[str]|None=None, # All that the table knows by default
@@ -391,10 +407,10 @@ def residual(
     every = (*fuse.metrics, *metrics)
     stations = {k: [ramp_position(k, s, table) for s in severities] for k in kinds}
     losses = {k: ramp_losses(photos, [k], every, stations[k], seed, size, progress)[k] for k in kinds}
-    return Residual(list(severities), every, losses, {k: fuse(v[:, :len(fuse.metrics)]) for k, v in losses.items()},
-                    table['top'], fuse.pools)
+    return Residual(list(severities), every, losses,
+                    {k: fuse(v[:, :len(fuse.metrics)]) for k, v in losses.items()}, table['top'], fuse.pools)
 
-# %% ../nbs/02_severity.ipynb #02-066
+# %% ../nbs/02_severity.ipynb #02-067
 @dataclass
 class Residual:
     "Losses at equal severity, and what can be asked of them."
@@ -406,35 +422,42 @@ class Residual:
     pools:list=field(repr=False) # Reference losses of the table's metrics
 
     def __add__(self, other:'Residual')->'Residual': # of more photos, under the same table
-        return replace(self, losses=joined([self.losses, other.losses]), fused=joined([self.fused, other.fused]))
+        return replace(self, losses=joined([self.losses, other.losses]),
+                       fused=joined([self.fused, other.fused]))
 
     def gap(self)->Table:
-        "At each severity, the mildest and the hardest kind, how far they are apart as a share of the scale's range, and the standard error of that."
+        """At each severity, the mildest and the hardest kind, how far they are apart as a share of the
+        scale's range, and the standard error of that."""
         n = len(next(iter(self.fused.values())))
         out = Table(caption=f'Fused loss at equal severity, {n} photos')
         for j, s in enumerate(self.severities):
             loss = {k: v[:, j] / self.top for k, v in self.fused.items()}
             mean = {k: float(v.mean()) for k, v in loss.items()}
             low, high = min(mean, key=mean.get), max(mean, key=mean.get)
-            out.append(dict(severity=s, mildest=low, loss=mean[low], hardest=high, its_loss=mean[high], gap=mean[high] - mean[low],
+            out.append(dict(severity=s, mildest=low, loss=mean[low], hardest=high, its_loss=mean[high],
+                            gap=mean[high] - mean[low],
                             error=float((loss[high] - loss[low]).std() / n ** .5)))
         return out
 
     def spread(self)->Table:
-        "For each kind: how far photos differ at one severity, and how far the metrics do (standard deviations, as a share of the range)."
+        """For each kind: how far photos differ at one severity, and how far the metrics do (standard
+        deviations, as a share of the range)."""
         out = Table(caption='What no scale removes')
         for kind, fused in self.fused.items():
-            each = np.stack([FusedLoss(self.metrics[m:m + 1], [pool])(self.losses[kind][:, m:m + 1]).mean(0) for m, pool in enumerate(self.pools)])
-            out.append(dict(kind=kind, over_photos=float(fused.std(0).mean() / self.top), over_metrics=float(each.std(0).mean() / self.top)))
+            each = np.stack([FusedLoss(self.metrics[m:m + 1], [pool])(self.losses[kind][:, m:m + 1]).mean(0)
+                             for m, pool in enumerate(self.pools)])
+            out.append(dict(kind=kind, over_photos=float(fused.std(0).mean() / self.top),
+                            over_metrics=float(each.std(0).mean() / self.top)))
         return out
 
     def monotone(self)->Table:
         "For each kind, the metrics whose mean loss rises at every step of severity."
         rises = lambda row: bool((np.diff(row) > 0).all())
-        return Table([dict(kind=k) | {m: rises(row) for m, row in zip(self.metrics, v.mean(0))} for k, v in self.losses.items()],
+        return Table([dict(kind=k) | {m: rises(row) for m, row in zip(self.metrics, v.mean(0))}
+                      for k, v in self.losses.items()],
                      'Does the mean of each metric get worse at every step?')
 
-# %% ../nbs/02_severity.ipynb #02-071
+# %% ../nbs/02_severity.ipynb #02-072
 def place_kind(
     kind:str, # A registered kind
     photos:Sequence[torch.Tensor], # (3, H, W) each, both sides at least 161 pixels
@@ -449,7 +472,7 @@ def place_kind(
     positions = [float(np.interp(table['top'] * s / 100, curve, [0, *stations])) for s in table['severity']]
     return table | dict(kinds=table['kinds'] | {kind: strictly_rising(positions)})
 
-# %% ../nbs/02_severity.ipynb #02-075
+# %% ../nbs/02_severity.ipynb #02-077
 def interaction(
     photos:Sequence[torch.Tensor], # (3, H, W) each
     first:str, second:str, # Kinds
@@ -462,7 +485,8 @@ def interaction(
     total = np.zeros((len(severities), len(severities)))
     for i, photo in enumerate(photos):
         clean = center_crop(photo, size)
-        made = torch.stack([degrade(clean, {first: a, second: b}, seed + i).image for a in severities for b in severities])
+        made = torch.stack([degrade(clean, {first: a, second: b}, seed + i).image
+                            for a in severities for b in severities])
         total += _loss(quality(made, clean.expand_as(made), metric).numpy().reshape(total.shape), metric)
     return total / len(photos)
 
@@ -476,10 +500,12 @@ def plot_interaction(
     import matplotlib.pyplot as plt
     lacking = loss[:, :1] + loss[:1] - loss[0, 0] - loss
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.3), layout='constrained')
-    for axis, values, title, colours in ((axes[0], loss, f'loss ({metric})', 'viridis'), (axes[1], lacking, 'missing to the sum', 'RdBu_r')):
+    for axis, values, title, colours in ((axes[0], loss, f'loss ({metric})', 'viridis'),
+                                         (axes[1], lacking, 'missing from the sum', 'RdBu_r')):
         bound = dict(vmin=-abs(lacking).max(), vmax=abs(lacking).max()) if values is lacking else {}
         shown = axis.imshow(values, origin='lower', cmap=colours, **bound)
-        axis.set(xlabel=second, ylabel=first, title=title, xticks=range(len(severities)), yticks=range(len(severities)))
+        axis.set(xlabel=second, ylabel=first, title=title,
+                 xticks=range(len(severities)), yticks=range(len(severities)))
         axis.set_xticklabels(severities); axis.set_yticklabels(severities)
         figure.colorbar(shown, ax=axis)
     return figure

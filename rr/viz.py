@@ -17,8 +17,8 @@ from .degrade import DEGRADATIONS, KINDS
 from .diagnosis import Diagnosis
 
 # %% ../nbs/04_viz.ipynb #04-007
-COLOURS = {'fog': '#56B4E9', 'rain': '#0072B2', 'snow': '#999999', 'blur': '#E69F00', 'low-light': '#000000', 'noise': '#CC79A7',
-           'jpeg': '#D55E00'}
+COLOURS = {'fog': '#56B4E9', 'rain': '#0072B2', 'snow': '#999999', 'blur': '#E69F00', 'low-light': '#000000',
+           'noise': '#CC79A7', 'jpeg': '#D55E00'}
 _SPARE = ('#009E73', '#F0E442') # for kinds that are registered later
 
 def kind_colour(
@@ -66,7 +66,8 @@ def severity_values(
 )->dict: # kind -> float
     "Severities by kind, whatever they came in."
     if isinstance(severities, Diagnosis): return severities.severities()
-    if isinstance(severities, dict): return {k: float(severities.get(k, 0)) for k in DEGRADATIONS if k in KINDS or k in severities}
+    if isinstance(severities, dict):
+        return {k: float(severities.get(k, 0)) for k in DEGRADATIONS if k in KINDS or k in severities}
     values = torch.as_tensor(severities).flatten().tolist()
     if len(values) != len(KINDS):
         raise ValueError(f'got {len(values)} severities; expected {len(KINDS)}: {", ".join(KINDS)}')
@@ -107,7 +108,7 @@ def severity_curves(
     plt.close(fig)
     return fig
 
-# %% ../nbs/04_viz.ipynb #04-022
+# %% ../nbs/04_viz.ipynb #04-023
 def severities_line(
     diagnosis:Diagnosis,
 )->str: # such as 'fog 42, noise 30 (lower left)', or 'clean'
@@ -135,7 +136,7 @@ def pair_grid(
     plt.close(fig)
     return fig
 
-# %% ../nbs/04_viz.ipynb #04-026
+# %% ../nbs/04_viz.ipynb #04-027
 class Markup(str):
     "HTML text that a notebook shows as HTML."
     def _repr_html_(self): return str(self)
@@ -152,7 +153,7 @@ def with_kinds(
     pattern = r'(?<![\w-])(' + '|'.join(map(re.escape, known)) + r')(?![\w-])'
     return re.sub(pattern, lambda m: f'<b style="{known[m[1]]}">{m[1]}</b>', escape(text))
 
-# %% ../nbs/04_viz.ipynb #04-029
+# %% ../nbs/04_viz.ipynb #04-030
 def confidence_colour(
     probability:float, # 0..1
 )->str: # CSS colour
@@ -167,7 +168,7 @@ def token_html(
     style = f'background:{confidence_colour(probability)}'
     return f'<span style="{style}" title="probability {probability:.2f}">{escape(token)}</span>'
 
-# %% ../nbs/04_viz.ipynb #04-032
+# %% ../nbs/04_viz.ipynb #04-033
 def reply_lines(
     text:str, # the whole reply
     tokens=None, # of str: the reply token by token
@@ -210,15 +211,17 @@ def line_html(
     head = f'<summary>{escape(stage[1])} {escape(stage[2])}{took}</summary>'
     return f'<details{" open" if is_open else ""}>{head}<p>{body}</p></details>'
 
-# %% ../nbs/04_viz.ipynb #04-033
+# %% ../nbs/04_viz.ipynb #04-034
 STYLE = '''<style>
 .rr{font:14px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60rem}
 .rr details{border-left:3px solid #ddd;margin:.3rem 0;padding:.1rem .8rem}
 .rr summary{cursor:pointer;font-weight:600;color:#555}
-.rr p{margin:.2rem 0;overflow-wrap:anywhere}.rr pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0}
+.rr p{margin:.2rem 0;overflow-wrap:anywhere}\
+.rr pre{white-space:pre-wrap;overflow-wrap:anywhere;margin:.2rem 0}
 .rr figure{display:inline-block;margin:0 .6rem .6rem 0;vertical-align:top;max-width:calc(50% - 1rem)}
 .rr figure img{max-width:100%;height:auto;display:block}.rr figcaption{font-size:12px;color:#555}
-.rr table{border-collapse:collapse;margin:.4rem 0}.rr td{font-size:14px;padding:.1rem .8rem .1rem 0;background:none}
+.rr table{border-collapse:collapse;margin:.4rem 0}\
+.rr td{font-size:14px;padding:.1rem .8rem .1rem 0;background:none}
 .rr td,.rr .track{text-align:left!important}
 .rr .bar{display:inline-block;height:.8rem;vertical-align:middle}.rr .pale{opacity:.45}
 .rr .track{display:inline-block;width:16rem;background:#f1f1f1;line-height:.8rem;vertical-align:middle}
@@ -235,7 +238,7 @@ def stages_html(
     lines = reply_lines(text, tokens, probabilities)
     return ''.join(line_html(line, folded, took) for line, took in zip_longest(lines, seconds[:len(lines)]))
 
-# %% ../nbs/04_viz.ipynb #04-036
+# %% ../nbs/04_viz.ipynb #04-037
 def bars_html(
     before, after=None, # as `severity_values` takes them
 )->str:
@@ -254,7 +257,7 @@ def _bar_row(kind, head, when, value, tone=''):
     track = f'<span class="track" role="img" aria-label="{label}">{bar}</span>'
     return f'<tr><td>{head}</td><td>{when}</td><td>{track}</td><td>{value:.0f}</td></tr>'
 
-# %% ../nbs/04_viz.ipynb #04-039
+# %% ../nbs/04_viz.ipynb #04-040
 def data_uri(
     image, # picture: anything that `to_tensor` takes
     alpha=None, # (1, H, W), where the photo has one
@@ -273,7 +276,7 @@ def figure_html(photo, caption:str, name:str='photo', longest:int=960)->str:
     image = f'<img src="{uri}" alt="{escape(name)}, {escape(caption)}">'
     return f'<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/04_viz.ipynb #04-040
+# %% ../nbs/04_viz.ipynb #04-041
 def cot_html(
     trace, # text, `Diagnosis`, a reasoner's `Reply`, or a whole `Restoration`
     probabilities=None, # of float, one a token: only with `tokens`
@@ -307,12 +310,13 @@ def restoration_html(
               for photo, caption in ((trace.photo, 'as it came in'), (trace.restored, outcome))]
     edited = '<p class="note">The diagnosis was edited before restoration.</p>' if trace.edited else ''
     if getattr(trace, 'measured', ''): edited += f'<p class="note">{escape(trace.measured)}</p>'
-    stages = stages_html(trace.reply.text, trace.reply.tokens, trace.reply.probabilities, seconds=line_seconds(trace.reply))
+    stages = stages_html(
+        trace.reply.text, trace.reply.tokens, trace.reply.probabilities, seconds=line_seconds(trace.reply))
     bars = '<p>Expected severity, a mean over the digits that the reasoner considered:</p>'
     bars += bars_html(trace.severity_before, trace.severity_after)
     return ''.join([*photos, bars, edited, stages, notes_html(trace.reply)])
 
-# %% ../nbs/04_viz.ipynb #04-045
+# %% ../nbs/04_viz.ipynb #04-046
 def parameters_html(
     diagnosis:Diagnosis,
 )->str:
@@ -320,7 +324,8 @@ def parameters_html(
     rows = [(kind, p.name, f'{finding.parameters[p.name]} {p.unit}')
             for kind, finding in diagnosis.findings.items() for p in DEGRADATIONS[kind].parameters
             if p.name in finding.parameters]
-    rows += [(kind, 'region', finding.region) for kind, finding in diagnosis.findings.items() if finding.region]
+    rows += [(kind, 'region', finding.region)
+             for kind, finding in diagnosis.findings.items() if finding.region]
     return rows_html(rows) if rows else '<p>none</p>'
 
 def rows_html(
@@ -339,8 +344,10 @@ def trace_page(
     facts = [('reward', f'{trace.reward:.3f}'), ('steps', trace.steps), ('seed', trace.seed),
              *((stage, f'{seconds:.2f} s') for stage, seconds in trace.seconds.items())]
     return f'''<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy" \
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title>{STYLE}</head>
 <body style="margin:1.5rem auto;max-width:62rem;padding:0 1rem"><main class="rr"><h1>{title}</h1>
 {restoration_html(trace, longest=1280)}

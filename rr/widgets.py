@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from .core import bundled_photos, psnr, to_pil, to_tensor
 from .degrade import DEGRADATIONS, KINDS, Degraded, degrade
 from .diagnosis import CoTError, Diagnosis, parse_cot
-from .viz import STYLE, bars_html, escape, line_seconds, notes_html, parameters_html, severities_line, stages_html
+from .viz import (STYLE, bars_html, escape, line_seconds, notes_html, parameters_html, severities_line,
+                    stages_html)
 
 # %% ../nbs/13_widgets.ipynb #13-004
 def png_bytes(
@@ -113,7 +114,7 @@ def explorer_report(
     body = f'{bars_html(truth)}<p>PSNR {score:.1f} dB</p>{parameters_html(truth)}'
     return f'{STYLE}<div class="rr">{body}</div>'
 
-# %% ../nbs/13_widgets.ipynb #13-019
+# %% ../nbs/13_widgets.ipynb #13-020
 class TraceViewer(widgets.VBox):
     "A chain of thought that unfolds by stages; bars before and after, and the photos, where they are known."
     def __init__(
@@ -141,7 +142,7 @@ class TraceViewer(widgets.VBox):
         body = stages_html(self.text, tokens, sure, self.unfolded.value, line_seconds(self.reply))
         self.page.value = f'{STYLE}<div class="rr">{body}{notes_html(self.reply)}</div>'
 
-# %% ../nbs/13_widgets.ipynb #13-020
+# %% ../nbs/13_widgets.ipynb #13-021
 def trace_bars(
     trace, # text, `Diagnosis`, `Reply` or `Restoration`
 )->str: # HTML; '' for text
@@ -161,7 +162,7 @@ def trace_photos(
     shown = {'the photo as it came in': trace.photo, 'the restored photo': trace.restored}
     return [widgets.HBox([Picture(shrink(photo.image, longest), alt) for alt, photo in shown.items()])]
 
-# %% ../nbs/13_widgets.ipynb #13-027
+# %% ../nbs/13_widgets.ipynb #13-028
 class Compare(widgets.VBox):
     "Two photos of one size in one frame: left of the curtain the one, right of it the other."
     def __init__(self,
@@ -171,7 +172,8 @@ class Compare(widgets.VBox):
     ):
         self.before, self.after, self.names = shrink(before, longest), shrink(after, longest), names
         if self.before.shape != self.after.shape:
-            raise ValueError(f'got pictures of {tuple(self.before.shape)} and {tuple(self.after.shape)}: expected the same size')
+            raise ValueError(f'got pictures of {tuple(self.before.shape)} and {tuple(self.after.shape)}: '
+                             'expected the same size')
         self.curtain = widgets.IntSlider(50, 0, 100, description='curtain', readout_format='d')
         self.picture = Picture(self.after, '')
         self.curtain.observe(self.update, 'value')
@@ -183,9 +185,10 @@ class Compare(widgets.VBox):
         column = round(self.before.shape[-1] * self.curtain.value / 100)
         both = torch.cat([self.before[..., :column], self.after[..., column:]], -1)
         if 0 < column < both.shape[-1]: both[..., column - 1:column + 1] = 1.
-        self.picture.show(both, f'{self.names[0]} on the left {self.curtain.value}%, {self.names[1]} on the right')
+        self.picture.show(
+            both, f'{self.names[0]} on the left {self.curtain.value}%, {self.names[1]} on the right')
 
-# %% ../nbs/13_widgets.ipynb #13-030
+# %% ../nbs/13_widgets.ipynb #13-033
 class WhatIf(widgets.VBox):
     "Edit the diagnosis of a photo, by slider or as text; the restoration follows."
     def __init__(self,
@@ -200,10 +203,12 @@ class WhatIf(widgets.VBox):
         self.reply = pipeline.reasoner.reply([self.photo])[0]
         self.told, self.following = pipeline.told(self.photo, self.reply.diagnosis), False
         self.diagnosis = self.told
-        self.sliders = {k: widgets.IntSlider(self.diagnosis.severity(k), 0, 100, description=k, continuous_update=False)
+        self.sliders = {k: widgets.IntSlider(self.diagnosis.severity(k), 0, 100, description=k,
+                                             continuous_update=False)
                         for k in getattr(pipeline.reasoner, 'kinds', KINDS)}
         self.text = widgets.Textarea(continuous_update=False, layout={'width': '98%', 'height': '6rem'})
-        self.reset = widgets.Button(description='as diagnosed', tooltip="back to the reasoner's own diagnosis")
+        self.reset = widgets.Button(description='as diagnosed',
+                                    tooltip="back to the reasoner's own diagnosis")
         self.busy, self.note, self.restored = Busy(), widgets.HTML(), Picture(self.photo, '')
         self._cached = lru_cache(32)(self._restore)
         for slider in self.sliders.values(): slider.observe(self.from_sliders, 'value')
@@ -211,7 +216,9 @@ class WhatIf(widgets.VBox):
         self.reset.on_click(lambda button: self.use(self.told))
         self.use(self.diagnosis)
         photos = widgets.HBox([Picture(self.photo, 'the photo as it came in'), self.restored])
-        super().__init__([widgets.HBox([widgets.VBox([*self.sliders.values(), self.reset, self.busy]), photos]), self.text, self.note])
+        super().__init__([
+            widgets.HBox([widgets.VBox([*self.sliders.values(), self.reset, self.busy]), photos]),
+            self.text, self.note])
 
     def _restore(self, json_text):
         return self.restorer.restore([self.photo], [Diagnosis.from_dict(json.loads(json_text))])[0]
@@ -245,7 +252,7 @@ class WhatIf(widgets.VBox):
         self.restored.show(image, f'restored under {severities_line(diagnosis)}')
         self.note.value = escape('; '.join(repairs))
 
-# %% ../nbs/13_widgets.ipynb #13-035
+# %% ../nbs/13_widgets.ipynb #13-038
 class StepScrubber(widgets.VBox):
     "The flow from photo to result: the state at each step, and the clean photo that it points at."
     def __init__(self,
@@ -268,7 +275,8 @@ class StepScrubber(widgets.VBox):
         self.state, self.ahead, self.label = Picture(image, ''), Picture(image, ''), widgets.HTML()
         self.step.observe(self.update, 'value')
         self.update()
-        super().__init__([widgets.HBox([self.play, self.step, self.label]), widgets.HBox([self.state, self.ahead])])
+        super().__init__([widgets.HBox([self.play, self.step, self.label]),
+                          widgets.HBox([self.state, self.ahead])])
 
     def update(self, change=None):
         "Shows what the slider says."
@@ -277,7 +285,7 @@ class StepScrubber(widgets.VBox):
         self.ahead.show(ahead, f'the clean photo that the flow points at from t = {t:.2f}')
         self.label.value = f't = {t:.2f}: now, and where it would end'
 
-# %% ../nbs/13_widgets.ipynb #13-039
+# %% ../nbs/13_widgets.ipynb #13-043
 class DatasetBrowser(widgets.VBox):
     "Leaf through pairs, filtered by kind and severity."
     def __init__(self,
@@ -285,24 +293,30 @@ class DatasetBrowser(widgets.VBox):
         n:int=200, # how many are looked through, at most
         longest:int=280, # pixels of the photos' longer side, at most
     ):
-        self.pairs, self.n, self.longest, self.at = pairs, min(n, len(pairs)) if hasattr(pairs, '__len__') else n, longest, 0
+        self.pairs, self.n, self.longest, self.at = (
+            pairs, min(n, len(pairs)) if hasattr(pairs, '__len__') else n, longest, 0)
         self.kind = widgets.Dropdown(options=['any', 'clean', *DEGRADATIONS], description='kind')
-        self.range = widgets.IntRangeSlider(value=(1, 100), min=1, max=100, description='severity', continuous_update=False)
-        self.back, self.forth = (widgets.Button(description=d, layout={'width': '6rem'}) for d in ('previous', 'next'))
+        self.range = widgets.IntRangeSlider(value=(1, 100), min=1, max=100, description='severity',
+                                            continuous_update=False)
+        self.back, self.forth = (widgets.Button(description=d, layout={'width': '6rem'})
+                                 for d in ('previous', 'next'))
         self.busy, self.label, self.report = Busy(), widgets.HTML(), widgets.HTML()
         self.pair = lru_cache(64)(lambda i: self.pairs[i])
         first = self.pair(0)
-        self.degraded, self.clean = Picture(shrink(first.degraded, longest), ''), Picture(shrink(first.clean, longest), '')
+        self.degraded, self.clean = (Picture(shrink(first.degraded, longest), ''),
+                                     Picture(shrink(first.clean, longest), ''))
         for control in (self.kind, self.range): control.observe(lambda change: self.seek(0, 1), 'value')
         self.back.on_click(lambda button: self.seek(self.at - 1, -1))
         self.forth.on_click(lambda button: self.seek(self.at + 1, 1))
         self.seek(0, 1)
-        super().__init__([widgets.HBox([self.kind, self.range, self.back, self.forth]), widgets.HBox([self.label, self.busy]),
+        super().__init__([widgets.HBox([self.kind, self.range, self.back, self.forth]),
+                          widgets.HBox([self.label, self.busy]),
                           widgets.HBox([self.degraded, self.clean]), self.report])
 
     def severities(self, i:int)->dict: # kind -> severity, of those present
         "What is wrong with pair `i`; from the records where there are some, so that no picture is read."
-        known = self.pairs.records[i]['severity'] if hasattr(self.pairs, 'records') else self.pair(i).diagnosis.severities()
+        known = (self.pairs.records[i]['severity'] if hasattr(self.pairs, 'records')
+                 else self.pair(i).diagnosis.severities())
         return {k: s for k, s in known.items() if s}
 
     def fits(self, i:int)->bool:
@@ -323,9 +337,10 @@ class DatasetBrowser(widgets.VBox):
         self.label.value = f'pair {i} of {self.n}: {escape(pair.name)}'
         self.degraded.show(shrink(pair.degraded, self.longest), f'damaged: {severities_line(pair.diagnosis)}')
         self.clean.show(shrink(pair.clean, self.longest), 'the clean photo')
-        self.report.value = f'{STYLE}<div class="rr">{bars_html(pair.diagnosis)}{parameters_html(pair.diagnosis)}</div>'
+        self.report.value = (f'{STYLE}<div class="rr">{bars_html(pair.diagnosis)}'
+                             f'{parameters_html(pair.diagnosis)}</div>')
 
-# %% ../nbs/13_widgets.ipynb #13-042
+# %% ../nbs/13_widgets.ipynb #13-048
 class GroupViewer(widgets.VBox):
     "The members of a group with rewards and advantages, and their differences from the mean, enlarged."
     def __init__(self,
@@ -343,19 +358,21 @@ class GroupViewer(widgets.VBox):
         for control in (self.enlarge, self.ordered): control.observe(self.update, 'value')
         self.update()
         cells = [widgets.VBox([label, picture]) for label, picture in zip(self.labels, self.pictures)]
-        grid = widgets.GridBox(cells, layout={'grid_template_columns': f'repeat({columns}, auto)', 'grid_gap': '6px'})
+        grid = widgets.GridBox(
+            cells, layout={'grid_template_columns': f'repeat({columns}, auto)', 'grid_gap': '6px'})
         super().__init__([widgets.HBox([self.enlarge, self.ordered]), grid])
 
     def update(self, change=None):
         "Shows what the controls say."
-        order = self.rewards.argsort(descending=True).tolist() if self.ordered.value else range(len(self.images))
+        order = (self.rewards.argsort(descending=True).tolist() if self.ordered.value
+                 else range(len(self.images)))
         mean = self.images.mean(0)
         for i, picture, label in zip(order, self.pictures, self.labels):
             shown = mean + (1 + self.enlarge.value) * (self.images[i] - mean)
             label.value = f'member {i}: reward {self.rewards[i]:.3f}, advantage {self.advantages[i]:+.1f}'
             picture.show(shown.clamp(0, 1), label.value)
 
-# %% ../nbs/13_widgets.ipynb #13-045
+# %% ../nbs/13_widgets.ipynb #13-053
 class RLMonitor(widgets.VBox):
     "Reward, spread and size of the updates of a run, as it goes on."
     def __init__(self,
@@ -390,13 +407,17 @@ class RLMonitor(widgets.VBox):
         import matplotlib.pyplot as plt
         column = lambda name: [r.get(name, float('nan')) for r in self.history]
         fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.4), dpi=80, layout='constrained')
-        left.plot(column('reward'), color='#0072B2', label='mean'); left.plot(column('best'), '--', color='#E69F00', label='best of the group')
+        left.plot(column('reward'), color='#0072B2', label='mean')
+        left.plot(column('best'), '--', color='#E69F00', label='best of the group')
         left.set(xlabel='update', ylabel='reward'); left.legend(fontsize=8)
-        right.plot(column('spread'), color='#0072B2', label='spread of rewards'); right.plot(column('clipped'), ':', color='#D55E00', label='share clipped')
+        right.plot(column('spread'), color='#0072B2', label='spread of rewards')
+        right.plot(column('clipped'), ':', color='#D55E00', label='share clipped')
         right.set(xlabel='update'); right.legend(fontsize=8)
         buffer = io.BytesIO()
         fig.savefig(buffer, format='png'); plt.close(fig)
         last = self.history[-1]
-        alt = f'{len(self.history)} updates; mean reward from {self.history[0]["reward"]:.3f} to {last["reward"]:.3f}'
-        self.chart.value = f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}" alt="{alt}">'
+        alt = (f'{len(self.history)} updates; mean reward from {self.history[0]["reward"]:.3f} '
+               f'to {last["reward"]:.3f}')
+        self.chart.value = ('<img src="data:image/png;base64,'
+                            f'{base64.b64encode(buffer.getvalue()).decode()}" alt="{alt}">')
         self.last.value = alt

@@ -77,6 +77,33 @@ def test_notebooks_hold_real_output_and_no_error():
         )
 
 
+@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_reader_sees_every_line_of_code_whole(notebook):
+    "A page shows about 110 columns; what is longer is cut off, or has to be scrolled."
+    cells = [c for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+    long = [f"{c['id']}: {line[:60]}..." for c in cells for line in ''.join(c['source']).splitlines() if len(line) > 110]
+    assert not long, long
+
+
+def test_pictures_that_are_made_are_shown():
+    "`show_images` returns a closed figure: after a semicolon, or inside a function that drops it, nothing would be seen."
+    for notebook in NOTEBOOKS:
+        for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+            if cell['cell_type'] != 'code' or not re.match(r'(rr\.)?show_images\(', (''.join(cell['source']).splitlines() or [''])[-1]): continue
+            kinds = {kind for o in cell['outputs'] for kind in o.get('data', {})}
+            assert kinds & {'image/png', 'image/jpeg'}, f"{notebook.name}, {cell['id']}: no picture"
+
+
+def test_every_picture_says_what_it_shows():
+    "Alternative text, for those who do not see it: figures bring it themselves (`rr.core.figure_text`)."
+    for notebook in NOTEBOOKS:
+        for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+            for output in cell.get('outputs', ()):
+                for form in {'image/png', 'image/jpeg'} & set(output.get('data', {})):
+                    alt = output['metadata'].get(form, {}).get('alt', '')
+                    assert len(alt) > 5, f"{notebook.name}, {cell['id']}: a picture without alternative text; run it again"
+
+
 CHANGES = re.compile(r'time|seconds|speed|memory|[Tt]emp|seed\(\)|%')  # in a cell whose text may differ from run to run
 NUMBER = re.compile(r'[-+]?\d*\.?\d+(?:e[-+]?\d+)?')
 

@@ -147,3 +147,18 @@ def test_each_stage_says_how_long_it_took():
     page = str(cot_html(reply))
     assert re.findall(r'<small>(.*?)</small>', page) == ['0.70 s', '0.30 s']
     assert '<small>' not in str(cot_html(text)) and line_seconds(text) == []
+
+
+def test_a_figure_tells_what_it_shows():
+    import matplotlib.pyplot as plt
+    from rr.core import figure_text, show_images
+
+    assert figure_text(show_images([torch.zeros(3, 8, 8)] * 2, ['a cat', 'a\ncup'])) == 'picture: a cat; picture: a cup'
+    figure, (left, right) = plt.subplots(1, 2)
+    for name in ('fog', 'rain'): left.plot([0, 1], label=name)
+    left.set(xlabel='severity', ylabel='PSNR, dB', title='cost'); left.legend()
+    figure.colorbar(left.scatter([0, 1], [0, 1], c=[0, 1]))
+    plt.close(figure)
+    assert figure_text(figure) == 'plot: cost: PSNR, dB against severity: fog, rain', 'empty axes and colour bars say nothing'
+    assert figure_text(plt.figure()) == 'a figure'
+    plt.close('all')

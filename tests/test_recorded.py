@@ -1,0 +1,107 @@
+"What long runs found: the recorded results that notebooks show, and the commands behind them."
+import sys
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rr.core import asset, bundled_photos, recorded
+from rr.data import PairStream, Recipe
+
+sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
+import measure_chains
+import measure_grid
+import measure_peers
+import measure_steps
+import record
+
+
+@pytest.mark.parametrize('name', list(record.MADE))
+def test_the_package_holds_what_the_records_say(name):
+    assert (asset('recorded')/f'{name}.json').read_text() == record.content(name), 'run python docs/record.py'
+    found = recorded(name)
+    assert found['rows'] and found['command'].startswith('python docs/measure_')
+
+
+def test_an_unknown_name_says_which_there_are():
+    with pytest.raises(FileNotFoundError, match='grid'): recorded('nothing')
+
+
+# The grid: trained with and told in the test
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    "Four pairs that serve for learning and testing, whose predicted diagnosis is that of the next one."
+    pairs = [PairStream(list(bundled_photos().values()), measure_grid.SIZE, Recipe(min_kinds=1), seed=3)[i] for i in range(4)]
+    pool = measure_grid.Pool(tmp_path_factory.mktemp('grid')/'pool.pt', lambda: (pairs, ['mixed'] * 4), lambda photos: [p.diagnosis for p in pairs[1:] + pairs[:1]])
+    return pool, lambda diagnoses: (torch.zeros(len(diagnoses), 7, 256), None)
+
+
+def test_without_a_diagnosis_a_network_acts_and_with_an_empty_one_it_rests(small, monkeypatch):
+    pool, read = small
+    monkeypatch.setattr(measure_grid, 'PAIRS', 2)
+    photo, gains = pool.damaged[:1].float(), {}
+    for name in ('none', 'predicted'):
+        arm = measure_grid.ARMS[name]
+        net, loss = measure_grid.learn(arm, pool, read, seed=0, updates=3, rate=1e-3)
+        told = measure_grid.Told(arm, measure_grid.tests_of(arm, pool)['none'], read)
+        gains[name] = (measure_grid.restored(net, photo, *told([0]), arm) - photo.clamp(0, 1)).abs().max()
+        assert np.isfinite(loss)
+    assert gains['none'] > 1e-4 and gains['predicted'] < 1e-6
+
+
+def test_networks_of_a_seed_begin_alike_and_are_told_what_their_arm_says(small):
+    pool, read = small
+    nets = []
+    for name, arm in measure_grid.ARMS.items():
+        torch.manual_seed(5)
+        nets.append(measure_grid.new_net(arm).state_dict())
+        tests = measure_grid.tests_of(arm, pool)
+        told = measure_grid.Told(arm, tests.get('predicted', tests['none']), read)
+        numbers, text, mask = told([0, 2])
+        assert bool(numbers.any()) == arm.numbers and (text is None) == (arm.text is None)
+        if arm.source: assert tests['true'] != tests['predicted'] and sorted(d.to_json() for d in tests['wrong']) == sorted(d.to_json() for d in tests['predicted'])
+    assert all(torch.equal(a, nets[0][k]) for n in nets for k, a in n.items())
+
+
+def test_differences_are_paired_by_photo():
+    rows = [dict(trained=t, told=k, seed=s, condition='mixed', gains={f'{i}': [10. * i + s + (t == 'predicted')] for i in range(6)})
+            for t, k in (('predicted', 'predicted'), ('none', 'none')) for s in (0, 1)]
+    found, = measure_grid.differences(rows)
+    assert (found['gain'], found['low'], found['high']) == (1, 1, 1), 'photos differ by tens, networks by one'
+
+
+# Steps, chains, peers
+
+def test_the_distance_of_two_populations_is_that_of_their_normal_distributions():
+    from scipy.linalg import sqrtm
+    x = np.random.default_rng(0).normal(size=(4000, 24)) @ np.random.default_rng(1).normal(size=(24, 24)) * .3
+    y = 1.4 * x + .2
+    c, d = np.cov(x.T, bias=True), np.cov(y.T, bias=True)
+    expected = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(c + d - 2 * sqrtm(c @ d).real)
+    a, b = (np.array([measure_steps.moments(p) for p in np.split(z, 4)]) for z in (x, y))
+    assert measure_steps.frechet(a, b) == pytest.approx(expected, rel=1e-3)
+    assert measure_steps.frechet(a, a) == pytest.approx(0, abs=1e-4)
+
+
+def test_every_chain_is_tried_in_every_order():
+    methods = {'fog': lambda x: x * .5, 'noise': lambda x: x + .1, 'blur': lambda x: x}
+    photo, clean = torch.full((3, 8, 8), .4), torch.full((3, 8, 8), .25)
+    gains = measure_chains.chains(photo, clean, ('fog', 'noise', 'blur'), methods)
+    assert set(gains) == {' > '.join(c) for n in (1, 2, 3) for c in permutations(methods, n)} and len(gains) == 15
+    assert gains['noise > fog'] > gains['fog'] > gains['fog > noise'] and gains['blur'] == 0  # .25, .2 and .3 where .25 is right
+
+
+def test_chains_are_chosen_in_their_own_favour():
+    rows = [dict(family='classical', name=str(i), kinds=['fog', 'noise'], chains={'fog': 1. + i, 'noise': 2. - i}, predicted=3., seconds=1.) for i in (0, 1, 2)]
+    fixed, free = measure_chains.summary(rows)
+    assert fixed['gain'] == 2 and free['gain'] == pytest.approx(7 / 3, abs=.01) and fixed['ahead'] == 1
+
+
+def test_peers_stand_beside_the_same_photos():
+    rows = [dict(benchmark='B', photo='a', input=20., psnr={'m': 30.}, seconds={'m': 2.}), dict(benchmark='B', photo='b', input=22., psnr={'m': 31.}, seconds={'m': 4.})]
+    nano = [dict(condition='B', name=n, psnr={'predicted': p}, seconds={'predicted': 1.}) for n, p in (('a', 28.), ('b', 30.), ('c', 99.))]
+    table = {r['method']: r for r in measure_peers.summary(rows, nano)}
+    assert table['m']['PSNR'] == 30.5 and table['m']['seconds'] == 3 and table['nano, predicted diagnosis']['PSNR'] == 29 and table['as it is']['PSNR'] == 21
