@@ -2,7 +2,7 @@
 
 Photos with two and three of the paper's kinds. A chain may use a method for each kind that is really there, or leave some out, in any order; it is the truth that says which kinds there are. Beside the best
 order for each set of kinds stands the best one for each photo, which only those can choose who have the clean photo. The restorer is told what the reasoner says. FOLDER has the MAXIM packages of docs/maxim.py."""
-import argparse, json, time
+import argparse, json
 from collections import defaultdict
 from itertools import permutations
 from pathlib import Path
@@ -29,7 +29,7 @@ def chains(photo, clean, kinds, methods) -> dict[str, float]:
     return gains
 
 def summary(rows:list[dict]) -> list[dict]:
-    "Gains in dB of one family of methods and of the restorer, and how far it is ahead; `seconds` is what one single method takes for a photo."
+    "Gains in dB of one family of methods and of the restorer, and how far it is ahead."
     by_kinds = defaultdict(list)
     for r in rows: by_kinds[tuple(r['kinds'])].append(r)
     fixed, free = {}, {r['name']: max(r['chains'].values()) for r in rows}
@@ -37,11 +37,10 @@ def summary(rows:list[dict]) -> list[dict]:
         best = max(same[0]['chains'], key=lambda c: np.mean([r['chains'][c] for r in same]))
         fixed |= {r['name']: r['chains'][best] for r in same}
     nano = {r['name']: r['predicted'] for r in rows}
-    seconds = sum(r['seconds'] for r in rows) / sum(len(r['chains']) for r in rows)
     def line(order, gains):
         ahead = np.array([nano[n] - gains[n] for n in gains])
         numbers = dict(zip(('gain', 'nano', 'ahead', 'low', 'high'), (np.mean(list(gains.values())), np.mean(list(nano.values())), ahead.mean(), *bootstrap(ahead, np.mean))))
-        return dict(methods=rows[0]['family'], order=order, photos=len(rows), wins=int((ahead > 0).sum()), seconds=round(seconds, 1)) | {k: round(float(v), 2) for k, v in numbers.items()}
+        return dict(methods=rows[0]['family'], order=order, photos=len(rows), wins=int((ahead > 0).sum())) | {k: round(float(v), 2) for k, v in numbers.items()}
     return [line('best for these kinds', fixed), line('best for this photo', free)]
 
 def main():
@@ -50,26 +49,25 @@ def main():
     p.add_argument('--size', type=int, default=256, help='side of the square that is cut from each photo')
     p.add_argument('--maxim', type=Path, help='folder of the unpacked packages denoising, deraining, dehazing-indoor, deblurring')
     p.add_argument('--families', nargs='+', default=['classical', 'MAXIM'], choices=['classical', 'MAXIM'])
-    p.add_argument('--limit', type=int, help='with --maxim: only so many photos go through it')
+    p.add_argument('--limit', type=int, help='only the first so many photos')
     p.add_argument('--out', type=Path, required=True, help='records, one line a photo and family; goes on where it stopped')
     a = p.parse_args()
     rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
     known, pipeline = {(r['family'], r['name']) for r in rows}, ReasonRestore.from_pretrained()
-    families = {'classical': (SINGLE, None)} if 'classical' in a.families else {}
+    families = {'classical': SINGLE} if 'classical' in a.families else {}
     if a.maxim and 'MAXIM' in a.families:
         from maxim import TASKS, Maxim
-        families['MAXIM'] = ({kind: Maxim(a.maxim/task) for kind, task in TASKS.items()}, a.limit)
+        families['MAXIM'] = {kind: Maxim(a.maxim/task) for kind, task in TASKS.items()}
     photos = [f for folder in a.photos for f in clean_photos(folder)]
-    for family, (methods, limit) in families.items():
-        for i, path in enumerate(photos[:limit]):
+    for family, methods in families.items():
+        for i, path in enumerate(photos[:a.limit]):
             if (family, path.name) in known: continue
             pair = PairStream([path], a.size, RECIPE, seed=i)[0]
             photo, kinds = pair.degraded.clamp(0, 1), pair.diagnosis.present
             told = pipeline.told(photo, pipeline.reasoner.reply([photo])[0].diagnosis)
             result = pipeline.restorer.restore([photo], [told])[0]
-            began = time.perf_counter()
             gains = chains(photo, pair.clean, kinds, methods)
-            rows.append(dict(family=family, name=path.name, kinds=kinds, severities=pair.diagnosis.severities(), chains=gains, seconds=round(time.perf_counter() - began, 2),
+            rows.append(dict(family=family, name=path.name, kinds=kinds, severities=pair.diagnosis.severities(), chains=gains,
                              predicted=round(float(psnr(result, pair.clean) - psnr(photo, pair.clean)), 3)))
             with open(a.out, 'a') as file: file.write(json.dumps(rows[-1]) + '\n')
     print(Table(row for family in dict.fromkeys(r['family'] for r in rows) for row in summary([r for r in rows if r['family'] == family])))

@@ -25,7 +25,7 @@ from rr.restorer import CotReader, measured_diagnoses
 from rr.severity import Table
 
 SIZE, PATCH, PAIRS = 256, 96, 16  # side of the photos, side of the patches, patches in an update
-SHAPE, SURVEY = dict(widths=(24, 48, 96), depths=(1, 2, 3), cond_size=128), (12, 24, 48)  # a quarter of the network that ships
+SHAPE, SURVEY = dict(widths=(24, 48, 96), depths=(1, 2, 3), cond_size=128), (12, 24, 48)  # a fifth of the network that ships
 LEARN = Recipe(PAPER_KINDS, max_kinds=3, clean_share=.08, weights=(1.2, .9, 1.4, .9))
 CONDITIONS = {'mixed': (EVALUATION, 2)} | {kind: (Recipe((kind,), 1, 1), 1) for kind in PAPER_KINDS}  # recipe, damages of each photo
 

@@ -1,4 +1,4 @@
-"""Fidelity against sharpness: python docs/measure_steps.py Kodak24 McMaster --features mobilenet_v2.pth --out docs/measured/steps.jsonl
+"""Fidelity against sharpness: python docs/measure_steps.py Kodak24 --features mobilenet_v2.pth --out docs/measured/steps.jsonl
 
 The shipped restorer in 1, 2, 4 and 8 steps, told what the reasoner says. Distortion is PSNR against the clean photo. Perception, after Blau and Michaeli (2018), is how far the restored photos are from clean
 photos as a population: the Frechet distance between features of all their small parts. The features are those of MobileNetV2 after its second stage (24 numbers for each 4 x 4 pixels, which see 19 x 19);
@@ -42,14 +42,16 @@ def frechet(a, b) -> float:  # (photos, 324) moments each, of photos of one size
     return float(((m - k) ** 2).sum() + np.trace(c + d) - 2 * root.sum())
 
 def summary(rows:list[dict]) -> list[dict]:
-    "PSNR and distance for each number of steps, with 95% intervals over photos."
+    "PSNR and distance for each number of steps, and their change against one step, with 95% intervals over photos."
     moments_of = lambda steps: np.array([r['moments'] for r in rows if r['steps'] == steps])
+    scores_of = lambda steps: np.array([r['psnr'] for r in rows if r['steps'] == steps])
     clean, made = moments_of('clean'), []
+    def estimate(statistic, every=np.arange(len(clean))): return [round(float(v), 4) for v in (statistic(every), *bootstrap(every, statistic))]  # value, low, high
     for steps in ('as it is', *STEPS):
-        there, scores = moments_of(steps), np.array([r['psnr'] for r in rows if r['steps'] == steps])
-        row, every = dict(steps=steps, photos=len(there)), np.arange(len(there))
-        for name, statistic in (('psnr', lambda i: scores[i].mean()), ('frechet', lambda i: frechet(there[i], clean[i]))):
-            row[name] = [round(float(v), 4) for v in (statistic(every), *bootstrap(every, statistic))]  # value, low, high
+        there, scores, one, least = moments_of(steps), scores_of(steps), moments_of(1), scores_of(1)
+        row = dict(steps=steps, photos=len(there), psnr=estimate(lambda i: scores[i].mean()), frechet=estimate(lambda i: frechet(there[i], clean[i])))
+        if steps in STEPS[1:]:
+            row |= dict(psnr_change=estimate(lambda i: (scores - least)[i].mean()), frechet_change=estimate(lambda i: frechet(there[i], clean[i]) - frechet(one[i], clean[i])))
         made.append(row)
     return made
 

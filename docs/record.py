@@ -1,7 +1,7 @@
-"""Write what long runs found into the package, for readers without the hours: python docs/record.py
+"""Write what long runs found into the package, for readers without the hours: python docs/record.py [NAME...]
 
 Each of rr/assets/recorded/NAME.json has the command that measured it and the rows that `rr.core.recorded(NAME)` gives a notebook; they are computed from the records in docs/measured."""
-import json
+import json, sys
 from pathlib import Path
 
 import measure_chains, measure_grid, measure_peers, measure_steps
@@ -17,10 +17,10 @@ def chains() -> dict:
 MADE = dict(
     grid=('python docs/measure_grid.py PHOTOS Kodak24 McMaster --exclude LEFT_OUT --captions captions.jsonl --work FOLDER --updates 600 --seeds 0 1 2 --threads 1 --out docs/measured/grid.jsonl',
           lambda: dict(rows=measure_grid.means(read('grid')), differences=measure_grid.differences(read('grid')))),
-    steps=('python docs/measure_steps.py Kodak24 McMaster --features mobilenet_v2.pth --out docs/measured/steps.jsonl', lambda: dict(rows=measure_steps.summary(read('steps')))),
-    chains=('python docs/measure_chains.py Kodak24 McMaster --maxim FOLDER --limit 8 --out docs/measured/chains.jsonl', chains),
-    peers=('python docs/measure_peers.py --noise CBSD68 --pairs SOTS hazy clear dehazing-indoor --pairs Rain100H rain clean deraining --maxim FOLDER --every 8 '
-           '--beside docs/measured/benchmarks.jsonl --out docs/measured/peers.jsonl', lambda: dict(rows=measure_peers.summary(read('peers'), read('benchmarks')))))
+    steps=('python docs/measure_steps.py Kodak24 --features mobilenet_v2.pth --out docs/measured/steps.jsonl', lambda: dict(rows=measure_steps.summary(read('steps')))),
+    chains=('python docs/measure_chains.py Kodak24 --families classical --out docs/measured/chains.jsonl; the same with --families MAXIM --maxim FOLDER --limit 5', chains),
+    peers=('python docs/measure_peers.py --noise CBSD68 --every 32 --out docs/measured/peers.jsonl; the same with --pairs SOTS hazy clear dehazing-indoor '
+           '--pairs Rain100H rain clean deraining --maxim FOLDER --every 16', lambda: dict(rows=measure_peers.summary(read('peers')))))
 
 def content(name:str) -> str:
     "What rr/assets/recorded/NAME.json is to hold."
@@ -30,6 +30,6 @@ def content(name:str) -> str:
 
 def main():
     RECORDED.mkdir(exist_ok=True)
-    for name in MADE: (RECORDED/f'{name}.json').write_text(content(name))
+    for name in sys.argv[1:] or MADE: (RECORDED/f'{name}.json').write_text(content(name))
 
 if __name__ == '__main__': main()
