@@ -20,12 +20,11 @@ def told_bm3d(image, sigma:float):  # sigma: 8-bit levels
     from bm3d import bm3d_rgb
     return torch.from_numpy(bm3d_rgb(image.permute(1, 2, 0).double().numpy(), sigma / 255)).float().permute(2, 0, 1).clamp(0, 1)
 
-def nano(image, pipeline=cache(ReasonRestore.from_pretrained)):
-    "Diagnosed and restored by the shipped weights."
-    photo, pipe = image.clamp(0, 1), pipeline()
-    return pipe.restorer.restore([photo], [pipe.told(photo, pipe.reasoner.reply([photo])[0].diagnosis)])[0]
-
 def jobs(a):  # -> (benchmark, pairs, methods by name)
+    pipe = ReasonRestore.from_pretrained()  # before TensorFlow, which does not bear that Triton comes after it
+    def nano(image):
+        photo = image.clamp(0, 1)
+        return pipe.restorer.restore([photo], [pipe.told(photo, pipe.reasoner.reply([photo])[0].diagnosis)])[0]
     for sigma in (15, 25, 50) if a.noise else ():
         yield f'{a.noise.name}, noise {sigma}', noisy_photos(a.noise, sigma), {'BM3D, blind': bm3d, 'BM3D, told sigma': partial(told_bm3d, sigma=sigma), 'nano, blind': nano}
     for name, damaged, clean, task in a.pairs:
