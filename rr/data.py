@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import PHOTO_SUFFIXES, atomic_path, psnr, read_photo, seeded, to_pil, write_photo
-from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator,
-                        pseudo_depth, random_region, severity_table, uniform)
+from .degrade import (
+    DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth,
+    random_region, severity_table, uniform)
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005

@@ -29,8 +29,9 @@ import torch.nn.functional as F
 
 from .core import asset, atomic_path, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth, whole_lines
-from .degrade import (DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, convolve, degrade,
-                        gaussian_kernel, kind_generator, severity_of, to_linear)
+from .degrade import (
+    DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel,
+    kind_generator, severity_of, to_linear)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
 from .reasoner import expected as expected_value, for_kinds, spread

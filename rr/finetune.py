@@ -8,7 +8,8 @@ __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_column
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter',
            'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward', 'training_memory',
-           'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse', 'train_words', 'main']
+           'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse', 'train_words',
+           'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, copy, itertools, json, math, os, time, warnings
@@ -19,15 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, processes, seeded, total
-from .data import (TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead,
-                     read_exclusions)
+from .data import (
+    TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions)
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
-from .nano import (Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
-                     nano_reasoner_config)
+from .nano import (
+    Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
+    nano_reasoner_config)
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
-from .reasoner import (SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, memory_needed,
-                         pictures)
+from .reasoner import (
+    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, memory_needed, pictures)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -614,9 +616,8 @@ def train_words(
     save_nano_reasoner(model, processor, folder/'weights')
 
 # %% ../nbs/08_finetune.ipynb #08-056
-def main(args:list[str]|None=None):
-    """Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any
-    size."""
+def build_parser() -> argparse.ArgumentParser:
+    "The options of `python -m rr.finetune`."
     p = argparse.ArgumentParser(
         prog='python -m rr.finetune',
         description='Train the nano reasoner, first tower, then words; '
@@ -668,7 +669,13 @@ def main(args:list[str]|None=None):
                    help='of the tower: cpu or cuda; words and lora take a GPU where there is one')
     p.add_argument('--threads', type=int)
     p.add_argument('--seed', type=int, default=0)
-    a = p.parse_args(args)
+    return p
+
+# %% ../nbs/08_finetune.ipynb #08-057
+def main(args:list[str]|None=None):
+    """Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any
+    size."""
+    a = build_parser().parse_args(args)
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))

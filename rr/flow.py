@@ -8,7 +8,7 @@ __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'fl
            'with_text', 'WeightAverage', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart',
            'average_gradients', 'sample_grid', 'FlowTrainer', 'one_step', 'psnr_gain', 'validation_pairs',
            'velocity_loss', 'logit_normal_times', 'encode_pairs', 'EncodedPairs', 'LoraTraining', 'LoraTrainer',
-           'join_processes', 'tune_lora', 'main']
+           'join_processes', 'tune_lora', 'build_parser', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
 import argparse, copy, json, math, os
@@ -19,15 +19,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .core import atomic_path, autocast, processes, psnr, rank, seeded, sum_gradients, write_photo
-from .data import (Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions,
-                     made_ahead, read_exclusions, whole_lines)
+from .data import (
+    Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions, made_ahead,
+    read_exclusions, whole_lines)
 from .degrade import KINDS
 from .diagnosis import Diagnosis, diagnosis_vectors
 from .finetune import schedule, short_side, spend_budget
 from .nano import NanoRestorerNet, first_guesses, glance_at, load_nano_restorer, save_nano_restorer
 from .reasoner import Reasoner
-from .restorer import (CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, measured_diagnoses,
-                         save_lora)
+from .restorer import (
+    CotReader, FlowPolicy, QwenCondition, QwenRestorer, add_lora, measured_diagnoses, save_lora)
 
 # %% ../nbs/10_flow.ipynb #10-005
 @dataclass
@@ -641,8 +642,8 @@ def tune_lora(
     if not rank(): save_lora(restorer.pipeline, a.out/'lora')
 
 # %% ../nbs/10_flow.ipynb #10-043
-def main(args:list[str]|None=None):
-    "Command line: train a nano restorer on a folder of clean photos."
+def build_parser() -> argparse.ArgumentParser:
+    "The options of `python -m rr.flow`."
     p = argparse.ArgumentParser(prog='python -m rr.flow',
                                 description='Train the nano restorer by flow matching.')
     p.add_argument('photos', type=Path, help='folder of clean photos')
@@ -692,6 +693,12 @@ def main(args:list[str]|None=None):
     p.add_argument('--quantize', choices=('4bit', '8bit'),
                    help='with --restorer: the weights that do not train')
     p.add_argument('--seed', type=int, default=0)
+    return p
+
+# %% ../nbs/10_flow.ipynb #10-044
+def main(args:list[str]|None=None):
+    "Command line: train a nano restorer on a folder of clean photos."
+    p = build_parser()
     a = p.parse_args(args)
     if a.predicted and not a.reasoner: p.error('--predicted needs --reasoner')
     a.device = join_processes(a.device)

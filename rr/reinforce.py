@@ -21,8 +21,9 @@ from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .flow import Predictions, WeightAverage, charbonnier, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise, measured_diagnoses
-from .rl import (GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group,
-                   severity_reward, train_lora)
+from .rl import (
+    GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group,
+    severity_reward, train_lora)
 from .severity import Table
 
 # %% ../nbs/17_reinforce.ipynb #17-006
