@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from .core import to_tensor
-from .degrade import (DEGRADATIONS, along_ramp, degrade, kind_generator, pseudo_depth, ramp_position,
-                        severity_table)
+from .degrade import (
+    DEGRADATIONS, along_ramp, degrade, kind_generator, pseudo_depth, ramp_position, severity_table)
 
 # %% ../nbs/02_severity.ipynb #02-006
 def center_crop(

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from .core import bundled_photos, psnr, to_pil, to_tensor
 from .degrade import DEGRADATIONS, KINDS, Degraded, degrade
 from .diagnosis import CoTError, Diagnosis, parse_cot
-from .viz import (STYLE, bars_html, escape, line_seconds, notes_html, parameters_html, severities_line,
-                    stages_html)
+from .viz import (
+    STYLE, bars_html, escape, line_seconds, notes_html, parameters_html, severities_line, stages_html)
 
 # %% ../nbs/13_widgets.ipynb #13-004
 def png_bytes(
@@ -65,7 +65,7 @@ class Busy(widgets.HTML):
         try: yield
         finally: self.value = ''
 
-# %% ../nbs/13_widgets.ipynb #13-010
+# %% ../nbs/13_widgets.ipynb #13-011
 class SeverityExplorer(widgets.HBox):
     "A slider for each kind and the seed; photo, bars, PSNR and parameters follow."
     def __init__(
@@ -114,7 +114,7 @@ def explorer_report(
     body = f'{bars_html(truth)}<p>PSNR {score:.1f} dB</p>{parameters_html(truth)}'
     return f'{STYLE}<div class="rr">{body}</div>'
 
-# %% ../nbs/13_widgets.ipynb #13-020
+# %% ../nbs/13_widgets.ipynb #13-021
 class TraceViewer(widgets.VBox):
     "A chain of thought that unfolds by stages; bars before and after, and the photos, where they are known."
     def __init__(
@@ -142,7 +142,7 @@ class TraceViewer(widgets.VBox):
         body = stages_html(self.text, tokens, sure, self.unfolded.value, line_seconds(self.reply))
         self.page.value = f'{STYLE}<div class="rr">{body}{notes_html(self.reply)}</div>'
 
-# %% ../nbs/13_widgets.ipynb #13-021
+# %% ../nbs/13_widgets.ipynb #13-022
 def trace_bars(
     trace, # text, `Diagnosis`, `Reply` or `Restoration`
 )->str: # HTML; '' for text
@@ -162,7 +162,7 @@ def trace_photos(
     shown = {'the photo as it came in': trace.photo, 'the restored photo': trace.restored}
     return [widgets.HBox([Picture(shrink(photo.image, longest), alt) for alt, photo in shown.items()])]
 
-# %% ../nbs/13_widgets.ipynb #13-028
+# %% ../nbs/13_widgets.ipynb #13-029
 class Compare(widgets.VBox):
     "Two photos of one size in one frame: left of the curtain the one, right of it the other."
     def __init__(self,
@@ -188,7 +188,7 @@ class Compare(widgets.VBox):
         self.picture.show(
             both, f'{self.names[0]} on the left {self.curtain.value}%, {self.names[1]} on the right')
 
-# %% ../nbs/13_widgets.ipynb #13-033
+# %% ../nbs/13_widgets.ipynb #13-034
 class WhatIf(widgets.VBox):
     "Edit the diagnosis of a photo, by slider or as text; the restoration follows."
     def __init__(self,
@@ -252,7 +252,7 @@ class WhatIf(widgets.VBox):
         self.restored.show(image, f'restored under {severities_line(diagnosis)}')
         self.note.value = escape('; '.join(repairs))
 
-# %% ../nbs/13_widgets.ipynb #13-038
+# %% ../nbs/13_widgets.ipynb #13-039
 class StepScrubber(widgets.VBox):
     "The flow from photo to result: the state at each step, and the clean photo that it points at."
     def __init__(self,
@@ -285,7 +285,7 @@ class StepScrubber(widgets.VBox):
         self.ahead.show(ahead, f'the clean photo that the flow points at from t = {t:.2f}')
         self.label.value = f't = {t:.2f}: now, and where it would end'
 
-# %% ../nbs/13_widgets.ipynb #13-043
+# %% ../nbs/13_widgets.ipynb #13-044
 class DatasetBrowser(widgets.VBox):
     "Leaf through pairs, filtered by kind and severity."
     def __init__(self,
@@ -340,7 +340,7 @@ class DatasetBrowser(widgets.VBox):
         self.report.value = (f'{STYLE}<div class="rr">{bars_html(pair.diagnosis)}'
                              f'{parameters_html(pair.diagnosis)}</div>')
 
-# %% ../nbs/13_widgets.ipynb #13-048
+# %% ../nbs/13_widgets.ipynb #13-049
 class GroupViewer(widgets.VBox):
     "The members of a group with rewards and advantages, and their differences from the mean, enlarged."
     def __init__(self,
@@ -372,7 +372,7 @@ class GroupViewer(widgets.VBox):
             label.value = f'member {i}: reward {self.rewards[i]:.3f}, advantage {self.advantages[i]:+.1f}'
             picture.show(shown.clamp(0, 1), label.value)
 
-# %% ../nbs/13_widgets.ipynb #13-053
+# %% ../nbs/13_widgets.ipynb #13-054
 class RLMonitor(widgets.VBox):
     "Reward, spread and size of the updates of a run, as it goes on."
     def __init__(self,
