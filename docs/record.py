@@ -6,7 +6,7 @@ notebook; they are computed from the records in docs/measured."""
 import json, sys
 from pathlib import Path
 
-import measure_chains, measure_grid, measure_peers, measure_steps
+import measure_chains, measure_grid, measure_peers, measure_steps, measure_stored
 
 MEASURED, RECORDED = Path(__file__).parent / 'measured', Path(__file__).parents[1] / 'rr/assets/recorded'
 
@@ -45,6 +45,11 @@ MADE = dict(
         'python docs/measure_peers.py --noise CBSD68 --every 32 --out docs/measured/peers.jsonl; the same with --pairs SOTS hazy clear dehazing-indoor '
         '--pairs Rain100H rain clean deraining --maxim FOLDER --every 16',
         lambda: dict(rows=measure_peers.summary(read('peers'))),
+    ),
+    stored=(
+        'python docs/measure_stored.py Kodak24 McMaster --out docs/measured/stored.jsonl; before, with the earlier weights, '
+        'the same with --reasoner FOLDER --label before',
+        lambda: dict(rows=measure_stored.summary(read('stored'))),
     ),
 )
 

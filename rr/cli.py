@@ -21,6 +21,7 @@ DEGRADATION_OPTIONS = {
 SECTIONS = 'reasoner', 'restorer', 'speed'
 RECIPE_NAMES = 'training', 'evaluation', 'single', 'paper', 'paper-all', 'haze', 'extended', 'regions'
 
+# %% ../nbs/16_cli.ipynb #16-007
 def severity(text:str) -> float:
     "A severity from the command line, 0 to 100."
     try: value = float(text)
@@ -36,7 +37,7 @@ def at_least(low:int):
         return int(text)
     return whole
 
-# %% ../nbs/16_cli.ipynb #16-006
+# %% ../nbs/16_cli.ipynb #16-009
 WHICH_MODEL = 'nano, a folder or a hub id (default nano)'
 
 def _add_common(parser:argparse.ArgumentParser, models:bool=True):
@@ -58,7 +59,7 @@ def _add_restorer(parser:argparse.ArgumentParser):
                         help='restore by the blur that the reasoner states, '
                              'not by the one that the photo shows')
 
-# %% ../nbs/16_cli.ipynb #16-007
+# %% ../nbs/16_cli.ipynb #16-010
 def build_parser() -> argparse.ArgumentParser:
     "The command line of `rr`."
     from rr import __version__
@@ -77,6 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         add_options(commands.add_parser(name, help=help, description=help))
     return parser
 
+# %% ../nbs/16_cli.ipynb #16-012
 def _restore_options(parser):
     parser.add_argument('photos', nargs='+', metavar='PHOTO')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results, made if needed')
@@ -88,7 +90,7 @@ def _diagnose_options(parser):
     parser.add_argument('photos', nargs='+', metavar='PHOTO')
     _add_common(parser)
 
-# %% ../nbs/16_cli.ipynb #16-008
+# %% ../nbs/16_cli.ipynb #16-013
 def _degrade_options(parser):
     parser.add_argument('photo', metavar='PHOTO')
     for kind, help in DEGRADATION_OPTIONS.items():
@@ -97,6 +99,7 @@ def _degrade_options(parser):
     parser.add_argument('--overwrite', action='store_true', help='replace FILE if it is there')
     _add_common(parser, models=False)
 
+# %% ../nbs/16_cli.ipynb #16-014
 def _synthesize_options(parser):
     parser.add_argument('folder', metavar='CLEAN_DIR')
     parser.add_argument('out', metavar='OUT_DIR',
@@ -112,6 +115,7 @@ def _synthesize_options(parser):
                         help='processes beside this one (default 0)')
     parser.add_argument('--captions', metavar='FILE', help='JSON lines that describe the photos')
 
+# %% ../nbs/16_cli.ipynb #16-016
 def _calibrate_options(parser):
     parser.add_argument('folders', nargs='+', metavar='CLEAN_DIR',
                         help='folders of clean photos; each gives as many')
@@ -128,6 +132,7 @@ def _calibrate_options(parser):
     parser.add_argument('--note', default='', help='what the photos are; kept in the table')
     parser.add_argument('--seed', type=at_least(0), default=0, help='of every random draw (default 0)')
 
+# %% ../nbs/16_cli.ipynb #16-017
 def _evaluate_options(parser):
     parser.add_argument('folder', metavar='CLEAN_DIR')
     parser.add_argument('--limit', type=at_least(1), help='only the first so many photos')
@@ -136,7 +141,7 @@ def _evaluate_options(parser):
     _add_common(parser)
     _add_restorer(parser)
 
-# %% ../nbs/16_cli.ipynb #16-011
+# %% ../nbs/16_cli.ipynb #16-020
 class Unusable(Exception):
     "No photo can be done: the model cannot be loaded, for example."
 
@@ -156,7 +161,7 @@ def explained(error:Exception) -> str:
     ours = isinstance(error, ValueError) or type(error).__module__.startswith('rr.')
     return text if text and ours else f'{type(error).__name__}: {text}'.rstrip(': ')
 
-# %% ../nbs/16_cli.ipynb #16-012
+# %% ../nbs/16_cli.ipynb #16-022
 def for_each(
     paths,  # of photos
     work,  # path -> (record for JSON, text for people)
@@ -176,7 +181,7 @@ def for_each(
         sys.stdout.flush()
     return int(failed > 0)
 
-# %% ../nbs/16_cli.ipynb #16-014
+# %% ../nbs/16_cli.ipynb #16-024
 def result_stems(paths) -> list[str]:
     "A name for the results of each photo, no two alike."
     stems, taken = [], set()
@@ -187,7 +192,7 @@ def result_stems(paths) -> list[str]:
         stems.append(stem)
     return stems
 
-# %% ../nbs/16_cli.ipynb #16-017
+# %% ../nbs/16_cli.ipynb #16-027
 def run_degrade(args) -> int:
     "Damage one photo on purpose."
     asked = {kind: getattr(args, kind.replace('-', '_')) for kind in DEGRADATION_OPTIONS}
@@ -207,7 +212,7 @@ def run_degrade(args) -> int:
         return record, f'{path}: {", ".join(f"{k} {s:g}" for k, s in severities.items())} -> {args.out}'
     return for_each([args.photo], work, args.json)
 
-# %% ../nbs/16_cli.ipynb #16-019
+# %% ../nbs/16_cli.ipynb #16-029
 def _load(name:str, *models, **options):
     "`rr.<name>.from_pretrained(...)`, imported only now; `Unusable` with one line if that fails."
     import rr
@@ -223,7 +228,7 @@ def bars(severities:dict) -> str:
     "A bar of 20 characters for each kind, as text."
     return '\n'.join(f'  {kind:9} {s:3d} {"#" * round(s / 5):.<20}' for kind, s in severities.items())
 
-# %% ../nbs/16_cli.ipynb #16-020
+# %% ../nbs/16_cli.ipynb #16-030
 def run_diagnose(args) -> int:
     "What is wrong with each photo."
     from rr.core import read_photo
@@ -239,7 +244,7 @@ def run_diagnose(args) -> int:
         return record, f'{path}\n{bars(d.severities())}\n\n{printable(reply.text)}\n'
     return for_each(args.photos, work, args.json)
 
-# %% ../nbs/16_cli.ipynb #16-022
+# %% ../nbs/16_cli.ipynb #16-032
 def _result_files(folder:Path, stem:str, overwrite:bool) -> tuple[Path, Path]:
     "Where the restored photo and its trace go; `PhotoError` if one is there already."
     from rr.core import PhotoError
@@ -256,7 +261,7 @@ def _write_trace(path:Path, html:str, overwrite:bool):
         with atomic_path(path, overwrite) as temporary: temporary.write_text(html, encoding='utf-8')
     except OSError as error: raise PhotoError(f'{path} cannot be written: {error.strerror}') from error
 
-# %% ../nbs/16_cli.ipynb #16-023
+# %% ../nbs/16_cli.ipynb #16-033
 def run_restore(args) -> int:
     "Restored photos and their traces."
     from rr.core import read_photo, write_photo
@@ -278,7 +283,7 @@ def run_restore(args) -> int:
         return record, f'{result.summary()} -> {restored}'
     return for_each(args.photos, work, args.json)
 
-# %% ../nbs/16_cli.ipynb #16-025
+# %% ../nbs/16_cli.ipynb #16-035
 def run_evaluate(args) -> int:
     "The table of scores on a folder of clean photos."
     folder = Path(args.folder)
@@ -295,7 +300,7 @@ def run_evaluate(args) -> int:
     if not args.json: print(results.table())
     return 0
 
-# %% ../nbs/16_cli.ipynb #16-027
+# %% ../nbs/16_cli.ipynb #16-037
 def run_synthesize(args) -> int:
     "Pairs on disk, from a folder of clean photos."
     from rr.core import PhotoError
@@ -309,7 +314,7 @@ def run_synthesize(args) -> int:
     print(f'{args.out}: {made} pairs made')
     return 0
 
-# %% ../nbs/16_cli.ipynb #16-029
+# %% ../nbs/16_cli.ipynb #16-039
 def _drawn_photos(folder, args) -> list:
     """The photos of a folder that `rr calibrate` looks at: random ones, 192 pixels or more on their short
     side."""
@@ -328,6 +333,7 @@ def _drawn_photos(folder, args) -> list:
                        'has 192 pixels on its short side')
     return images
 
+# %% ../nbs/16_cli.ipynb #16-041
 def run_calibrate(args) -> int:
     "Measure a severity scale on folders of clean photos, or check the one in use on them."
     from rr.core import atomic_path
@@ -354,7 +360,7 @@ def run_calibrate(args) -> int:
     print(f'{args.out}: {", ".join(table["kinds"])} on one scale')
     return 0
 
-# %% ../nbs/16_cli.ipynb #16-031
+# %% ../nbs/16_cli.ipynb #16-043
 def main(
     argv:list[str]|None=None,  # default: those of the process
 ) -> int:  # exit code
@@ -372,5 +378,5 @@ def main(
         return 130
     return 2
 
-# %% ../nbs/16_cli.ipynb #16-033
+# %% ../nbs/16_cli.ipynb #16-045
 if __name__ == '__main__' and 'get_ipython' not in globals(): sys.exit(main())

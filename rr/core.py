@@ -129,7 +129,7 @@ def recorded(
     there = ', '.join(sorted(p.stem for p in path.parent.glob('*.json')))
     raise FileNotFoundError(f'{name!r}: no such recorded result; there are {there}')
 
-# %% ../nbs/00_core.ipynb #00-023
+# %% ../nbs/00_core.ipynb #00-024
 def figure_text(
     figure,  # matplotlib Figure
 ) -> str:
@@ -152,7 +152,7 @@ def tell_figures():
 
 tell_figures()
 
-# %% ../nbs/00_core.ipynb #00-025
+# %% ../nbs/00_core.ipynb #00-026
 def show_images(
     images,  # list of pictures, anything that `to_tensor` takes
     titles=None,  # list of str
@@ -174,7 +174,7 @@ def show_images(
     plt.close(fig)
     return fig
 
-# %% ../nbs/00_core.ipynb #00-035
+# %% ../nbs/00_core.ipynb #00-036
 def _upright(
     pil:Image.Image,
     notes:list,  # gets a line if the photo was turned
@@ -188,7 +188,7 @@ def _upright(
         notes.append('EXIF unreadable, ignored')
         return pil
 
-# %% ../nbs/00_core.ipynb #00-037
+# %% ../nbs/00_core.ipynb #00-038
 def _to_srgb(
     pil:Image.Image,  # no transparency
     notes:list,  # gets a line if colours were converted
@@ -208,7 +208,7 @@ def _to_srgb(
     if pil.mode in ('CMYK', 'LAB'): notes.append(f'{pil.mode} without a profile: plain formula')
     return pil.convert('RGB')
 
-# %% ../nbs/00_core.ipynb #00-039
+# %% ../nbs/00_core.ipynb #00-040
 def _deep_grey(pil:Image.Image, name:str) -> torch.Tensor:  # (3,H,W)
     "Grey pixels of more than 8 bits: integers up to 65535, or floats in [0,1]."
     array = np.asarray(pil)
@@ -225,7 +225,7 @@ def _refusal(path, reason) -> PhotoError:
     line = f'{path}: {" ".join(str(reason).split())}'
     return PhotoError(''.join(c if c.isprintable() else '?' for c in line))
 
-# %% ../nbs/00_core.ipynb #00-040
+# %% ../nbs/00_core.ipynb #00-041
 def photo_from_pil(
     pil:Image.Image,  # any mode
     name:str='photo',  # for messages
@@ -242,7 +242,7 @@ def photo_from_pil(
         pil.info['icc_profile'] = icc
     return Photo(_from_array(np.asarray(_to_srgb(pil, notes))), alpha, name, tuple(notes))
 
-# %% ../nbs/00_core.ipynb #00-042
+# %% ../nbs/00_core.ipynb #00-043
 def _check_header(pil:Image.Image, path, max_pixels:int):
     "Refuse what is no single photo of a sane size."
     w, h = pil.size
@@ -260,7 +260,7 @@ def _check_file(path:Path):
     if not path.is_file(): raise _refusal(path, 'not a regular file')
     if path.stat().st_size == 0: raise _refusal(path, 'the file is empty (0 bytes)')
 
-# %% ../nbs/00_core.ipynb #00-043
+# %% ../nbs/00_core.ipynb #00-044
 def read_photo(
     path,  # file in any format that Pillow reads
     max_pixels:int=MAX_PIXELS,  # a larger photo is refused before it is decoded
@@ -280,7 +280,7 @@ def read_photo(
     except Exception as error:
         raise _refusal(path, f'damaged or cut off ({str(error) or type(error).__name__})') from error
 
-# %% ../nbs/00_core.ipynb #00-062
+# %% ../nbs/00_core.ipynb #00-063
 @contextmanager
 def atomic_path(
     path,  # final file
@@ -296,7 +296,7 @@ def atomic_path(
         _take_name(temporary, path, overwrite)
     finally: temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #00-064
+# %% ../nbs/00_core.ipynb #00-065
 def _take_name(temporary:Path, path:Path, overwrite:bool):
     "Give `temporary` the name `path`."
     if overwrite: return os.replace(temporary, path)
@@ -306,7 +306,7 @@ def _take_name(temporary:Path, path:Path, overwrite:bool):
         if path.exists(): raise FileExistsError(errno.EEXIST, 'exists already', str(path)) from None
         os.replace(temporary, path)
 
-# %% ../nbs/00_core.ipynb #00-065
+# %% ../nbs/00_core.ipynb #00-066
 _FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP', '.tif': 'TIFF', '.tiff': 'TIFF',
             '.bmp': 'BMP'}
 _OPTIONS = {'JPEG': dict(quality=95, subsampling=0), 'WEBP': dict(lossless=True, exact=True),
@@ -331,7 +331,7 @@ def write_photo(
         raise _refusal(path, f'cannot be written: {getattr(error, "strerror", None) or error}') from error
     return path
 
-# %% ../nbs/00_core.ipynb #00-075
+# %% ../nbs/00_core.ipynb #00-076
 def psnr(
     a:torch.Tensor,  # (...,3,H,W) in [0,1]
     b:torch.Tensor,  # the same shape
@@ -340,7 +340,7 @@ def psnr(
     if a.shape != b.shape: raise ValueError(f'got shapes {(*a.shape,)} and {(*b.shape,)}; expected the same')
     return (-10 * (a.double() - b.double()).square().mean((-3, -2, -1)).log10()).float()
 
-# %% ../nbs/00_core.ipynb #00-077
+# %% ../nbs/00_core.ipynb #00-078
 def seeded(
     seed:int,  # any integer
     device='cpu',  # where the numbers are drawn
@@ -348,7 +348,7 @@ def seeded(
     "A generator that draws the same numbers for the same `seed`."
     return torch.Generator(device).manual_seed(seed)
 
-# %% ../nbs/00_core.ipynb #00-086
+# %% ../nbs/00_core.ipynb #00-087
 def pick_device() -> torch.device:
     "The fastest device here: CUDA, Apple's MPS, or the CPU."
     if torch.cuda.is_available(): return torch.device('cuda')
@@ -366,7 +366,7 @@ def autocast(device):  # device: name or torch.device
     device = torch.device(device)
     return torch.autocast(device.type, dtype=torch.bfloat16) if has_bf16(device) else nullcontext()
 
-# %% ../nbs/00_core.ipynb #00-093
+# %% ../nbs/00_core.ipynb #00-094
 def rank() -> int:
     "Number of this process, from 0."
     return (torch.distributed.get_rank()

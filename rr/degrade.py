@@ -38,7 +38,7 @@ class Parameter:
     def round(self, value:float|str) -> float|str:
         "`value` clipped to the range and rounded to the written precision."
         if self.choices: return value
-        return round(min(max(float(value), self.low), self.high), self.decimals)
+        return round(min(max(float(value), self.low), self.high), self.decimals) + 0.  # no -0.0
 
 # %% ../nbs/01_degrade.ipynb #01-011
 _in_use = {}  # 'table': what `use_scale` was given
@@ -61,7 +61,7 @@ def use_scale(
         raise ValueError("no severity table: it needs 'severity' and 'kinds'")
     _in_use['table'] = table
 
-# %% ../nbs/01_degrade.ipynb #01-012
+# %% ../nbs/01_degrade.ipynb #01-013
 def interpolate(x:float, xs:list[float], ys:list[float]) -> float:
     "Piecewise-linear `y(x)` through the knots `(xs, ys)`, constant beyond the ends."
     if x <= xs[0]: return ys[0]
@@ -77,6 +77,7 @@ def along_ramp(
     spaced = lambda n: [i / (n - 1) for i in range(n)]
     return {k: interpolate(position, spaced(len(ys)), list(ys)) for k, ys in DEGRADATIONS[kind].ramp.items()}
 
+# %% ../nbs/01_degrade.ipynb #01-015
 def ramp_position(
     kind:str,  # a key of `DEGRADATIONS`
     severity:float,  # 0-100
@@ -94,6 +95,7 @@ def strength(
     "The strength parameters that the scale gives to `severity`."
     return along_ramp(kind, ramp_position(kind, severity))
 
+# %% ../nbs/01_degrade.ipynb #01-017
 def severity_of(
     kind:str,  # a key of `DEGRADATIONS`
     parameter:str,  # one of its strength parameters
@@ -108,7 +110,7 @@ def severity_of(
         else: high = middle
     return (low + high) / 2
 
-# %% ../nbs/01_degrade.ipynb #01-015
+# %% ../nbs/01_degrade.ipynb #01-020
 class Degradation:
     "Base class of all kinds: `severity -> sample -> parameters -> apply -> photo`."
     name: str = ''
@@ -138,6 +140,7 @@ class Degradation:
         raise NotImplementedError(
             f'{type(self).__name__} does not say how it changes a photo: define apply()')
 
+# %% ../nbs/01_degrade.ipynb #01-022
 DEGRADATIONS: dict[str, Degradation] = {}
 
 RESERVED = ('severity', 'region')  # what a diagnosis says of every kind, so no parameter can be called that
@@ -162,6 +165,7 @@ def register(
     DEGRADATIONS.update({k: d for k, d in later.items() if k != degradation.name})
     return degradation
 
+# %% ../nbs/01_degrade.ipynb #01-024
 def uniform(low:float, high:float, generator:torch.Generator) -> float:
     "One uniform random number between `low` and `high`."
     return low + (high - low) * torch.rand((), generator=generator).item()
@@ -170,7 +174,7 @@ def pick(options:tuple, generator:torch.Generator):
     "One of `options`, each with equal chance."
     return options[torch.randint(len(options), (), generator=generator).item()]
 
-# %% ../nbs/01_degrade.ipynb #01-017
+# %% ../nbs/01_degrade.ipynb #01-026
 def smooth_field(
     height:int, width:int,  # size of the field in pixels
     generator:torch.Generator,
@@ -180,6 +184,7 @@ def smooth_field(
     grid = torch.rand(1, 1, cells, cells, generator=generator)
     return F.interpolate(grid, (height, width), mode='bicubic', align_corners=True)[0].clamp(0, 1)
 
+# %% ../nbs/01_degrade.ipynb #01-028
 def colour_steps(
     image:Tensor,  # (C, H, W)
     generator:torch.Generator,
@@ -200,6 +205,7 @@ def colour_steps(
     heights = torch.rand(levels, generator=generator)[level]
     return F.interpolate(heights[None], (h, w), mode='bilinear', align_corners=False)[0]
 
+# %% ../nbs/01_degrade.ipynb #01-031
 def pseudo_depth(
     image:Tensor,  # (C, H, W)
     generator:torch.Generator|None=None,  # None: always the same depth for the same photo
@@ -213,7 +219,7 @@ def pseudo_depth(
     depth = (depth - depth.min()) / (depth.max() - depth.min()).clamp_min(1e-3)
     return near + (1 - near) * depth ** math.exp(uniform(-.3, 1.1, generator))
 
-# %% ../nbs/01_degrade.ipynb #01-020
+# %% ../nbs/01_degrade.ipynb #01-034
 class Fog(Degradation):
     "Atmospheric scattering with a depth map and a coloured airlight."
     name = 'fog'
@@ -240,7 +246,7 @@ def airlight_colour(params:dict, channels:int=3) -> Tensor:
 
 register(Fog());
 
-# %% ../nbs/01_degrade.ipynb #01-027
+# %% ../nbs/01_degrade.ipynb #01-041
 def fast_size(n:int) -> int:
     "The smallest number >= `n` that has only the factors 2, 3 and 5, for which the FFT is fast."
     while True:
@@ -271,7 +277,7 @@ def convolve(
     out = torch.fft.irfft2(torch.fft.rfft2(padded, size) * torch.fft.rfft2(kernel, size), size)
     return out[..., 2*r:2*r+h, 2*r:2*r+w]
 
-# %% ../nbs/01_degrade.ipynb #01-030
+# %% ../nbs/01_degrade.ipynb #01-044
 def path_kernel(
     xs:Tensor, ys:Tensor,  # (n,) points of the path in pixels, relative to the kernel's centre
 ) -> Tensor:  # (k, k), sums to 1, centred on its centre of mass
@@ -298,7 +304,7 @@ def line_kernel(
     xs, ys = (heading.cos() * length / n).cumsum(0), (-heading.sin() * length / n).cumsum(0)
     return path_kernel(xs, ys)
 
-# %% ../nbs/01_degrade.ipynb #01-033
+# %% ../nbs/01_degrade.ipynb #01-047
 RAIN_LAYERS = ((.2, 1., .9), (.35, .6, .6), (.45, .35, .45))  # (share of streaks, scale of length, width, px)
 RAIN_BRIGHTNESS = .88  # grey value of a lit drop and of the veil
 
@@ -324,7 +330,7 @@ class Rain(Degradation):
         opacity = streaks(params, *image.shape[-2:], generator, depth) * params['intensity']
         return image * (1 - opacity) + RAIN_BRIGHTNESS * opacity
 
-# %% ../nbs/01_degrade.ipynb #01-035
+# %% ../nbs/01_degrade.ipynb #01-049
 def streaks(
     params:dict,  # density, length, angle
     height:int, width:int,  # of the photo, pixels
@@ -360,7 +366,7 @@ def gaussian_kernel(
 
 register(Rain());
 
-# %% ../nbs/01_degrade.ipynb #01-040
+# %% ../nbs/01_degrade.ipynb #01-054
 class Blur(Degradation):
     "Gaussian, defocus, linear and curved motion blur of equal kernel width `sigma`."
     name = 'blur'
@@ -380,6 +386,7 @@ class Blur(Degradation):
     def apply(self, image, params, generator, depth=None):
         return convolve(image, blur_kernel(params)).clamp(0, 1) if params['sigma'] > 0 else image
 
+# %% ../nbs/01_degrade.ipynb #01-056
 def blur_kernel(params:dict) -> Tensor:
     "The point-spread function `(k, k)` that the parameters of a `Blur` describe; sums to 1."
     sigma = params['sigma']
@@ -403,7 +410,7 @@ def disk_kernel(
 
 register(Blur());
 
-# %% ../nbs/01_degrade.ipynb #01-048
+# %% ../nbs/01_degrade.ipynb #01-064
 def to_linear(x:Tensor) -> Tensor:
     "sRGB-encoded values to linear light (IEC 61966-2-1)."
     return torch.where(x <= .04045, x / 12.92, ((x + .055) / 1.055).clamp_min(0) ** 2.4)
@@ -434,7 +441,7 @@ class Noise(Degradation):
         if params['sigma'] <= 0: return image
         return noisy(image, params, generator).clamp(0, 1)
 
-# %% ../nbs/01_degrade.ipynb #01-049
+# %% ../nbs/01_degrade.ipynb #01-065
 def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
     "`image` with noise of `params['type']`, not clipped."
     sigma = params['sigma'] / 255
@@ -453,7 +460,7 @@ def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
 
 register(Noise());
 
-# %% ../nbs/01_degrade.ipynb #01-055
+# %% ../nbs/01_degrade.ipynb #01-071
 SNOW_LAYERS = ((.05, 1.), (.2, .5), (.75, .25))  # (share of flakes, scale of size and drift)
 SNOW_BRIGHTNESS = .96  # grey value of a flake
 
@@ -481,6 +488,7 @@ class Snow(Degradation):
         opacity = flakes(params, *image.shape[-2:], generator) * params['opacity']
         return image * (1 - opacity) + SNOW_BRIGHTNESS * opacity
 
+# %% ../nbs/01_degrade.ipynb #01-073
 def flakes(params:dict, height:int, width:int, generator:torch.Generator) -> Tensor:  # (1, H, W) in [0, 1]
     "Opacity of all flakes: random points, each grown to a soft disk and smeared along its drift."
     light = torch.ones(1, height, width)
@@ -497,7 +505,7 @@ def flakes(params:dict, height:int, width:int, generator:torch.Generator) -> Ten
 
 register(Snow(), before='blur');
 
-# %% ../nbs/01_degrade.ipynb #01-058
+# %% ../nbs/01_degrade.ipynb #01-076
 class LowLight(Degradation):
     "Too little exposure: fewer photons, so a darker and relatively noisier picture."
     name = 'low-light'
@@ -521,7 +529,7 @@ class LowLight(Degradation):
 
 register(LowLight(), before='noise');
 
-# %% ../nbs/01_degrade.ipynb #01-062
+# %% ../nbs/01_degrade.ipynb #01-080
 JPEG_TABLES = (  # ITU-T T.81, Annex K, as libjpeg and Pillow order them: brightness, colour
     (16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
      14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
@@ -537,6 +545,7 @@ def jpeg_tables(
     scale = int(5000 / quality) if quality < 50 else 200 - 2 * quality
     return [[min(max(int((q * scale + 50) / 100), 1), 255) for q in table] for table in JPEG_TABLES]
 
+# %% ../nbs/01_degrade.ipynb #01-084
 class JPEG(Degradation):
     "Compression by libjpeg."
     name = 'jpeg'
@@ -562,7 +571,7 @@ class JPEG(Degradation):
 
 register(JPEG());
 
-# %% ../nbs/01_degrade.ipynb #01-071
+# %% ../nbs/01_degrade.ipynb #01-093
 PAPER_KINDS = ('fog', 'rain', 'blur', 'noise')  # the four of Reason and Restore, in physical order
 KINDS = PAPER_KINDS  # what the shipped weights know
 
@@ -581,7 +590,7 @@ class Degraded:
     seed: int  # seed of all random draws
     regions: dict[str, Region] = field(default_factory=dict)  # kind -> where it is; missing: everywhere
 
-# %% ../nbs/01_degrade.ipynb #01-072
+# %% ../nbs/01_degrade.ipynb #01-095
 def kind_generator(kind:str, seed:int) -> torch.Generator:
     "A generator of its own for each kind, so that changing the noise does not move the rain."
     return seeded(seed * 1009 + sum(kind.encode()))
@@ -600,6 +609,7 @@ def check_regions(regions:dict[str, Region], severities:dict[str, float], shape:
         if region.mask.shape != (1, *shape):
             raise ValueError(f'the mask of {kind} is {tuple(region.mask.shape)}: expected {(1, *shape)}')
 
+# %% ../nbs/01_degrade.ipynb #01-097
 def degrade(
     image:Tensor,  # (C, H, W) in [0, 1], C is 1 or 3
     severities:dict[str, float],  # kind -> 0-100; kinds that are missing or 0 are not applied
@@ -623,15 +633,14 @@ def degrade(
         image = torch.lerp(image, damaged, regions[kind].mask) if kind in regions else damaged
     return Degraded(image, severities, drawn, seed, regions)
 
-# %% ../nbs/01_degrade.ipynb #01-081
+# %% ../nbs/01_degrade.ipynb #01-106
 PLACES = (('upper left', 'top', 'upper right'), ('left', 'centre', 'right'),
           ('lower left', 'bottom', 'lower right'))
 
 def region_name(
     mask:Tensor,  # (1, H, W) in [0, 1]
 ) -> str:
-    """Where a mask lies: one of nine places by its centre of mass, or a half or third of the photo that it
-    fills."""
+    "Where a mask lies: a half that it fills, the whole photo, or one of nine places by its centre of mass."
     weight = mask[0] / mask.sum().clamp_min(1e-6)
     h, w = weight.shape
     y = float((weight.sum(1) * torch.linspace(0, 1, h)).sum()) if h > 1 else .5
@@ -650,7 +659,7 @@ def soft_step(x:Tensor, width:float=.04) -> Tensor:
     t = (x / (2 * width) + .5).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
-# %% ../nbs/01_degrade.ipynb #01-082
+# %% ../nbs/01_degrade.ipynb #01-107
 def random_region(
     height:int, width:int,  # of the photo, pixels
     generator:torch.Generator,

@@ -419,6 +419,7 @@ def read_parameter(
     if final != number: repairs.append(f'{where} {number:g} {how} to {final:g}')
     return final
 
+# %% ../nbs/03_diagnosis.ipynb #03-064
 def read_parameters(
     kind:str,
     record:dict, # the kind's JSON object
@@ -435,6 +436,7 @@ def read_parameters(
         if value is not None: values[name] = value
     return values
 
+# %% ../nbs/03_diagnosis.ipynb #03-067
 def read_region(
     kind:str,
     record:dict, # the kind's JSON object
@@ -447,7 +449,7 @@ def read_region(
     repairs.append(f'{kind}.region {_quoted(region)} is not text: left out')
     return ''
 
-# %% ../nbs/03_diagnosis.ipynb #03-064
+# %% ../nbs/03_diagnosis.ipynb #03-068
 def read_scene(
     record:object, # the JSON object's `scene`, or what stage 4 says
     repairs:list, # of str, grows
@@ -468,7 +470,7 @@ def read_scene(
             fields[name] = value.split(','); repairs.append('scene.objects written as one text')
     return Scene(**fields)
 
-# %% ../nbs/03_diagnosis.ipynb #03-066
+# %% ../nbs/03_diagnosis.ipynb #03-070
 def settle_severity(
     kind:str,
     record:dict, # the JSON, or {}
@@ -493,7 +495,7 @@ def _entry(kind:str, record:dict)->dict:
     if not isinstance(entry, dict): return {'severity': entry}
     return {name.strip().lower(): value for name, value in entry.items()}
 
-# %% ../nbs/03_diagnosis.ipynb #03-068
+# %% ../nbs/03_diagnosis.ipynb #03-072
 class CoTError(ValueError):
     "The text holds no diagnosis."
 
@@ -504,7 +506,7 @@ class Parsed:
     repairs:tuple = () # of str: everything that was not as `to_cot` writes it
     left_out:tuple = () # kinds that the text names as present without saying how severe
 
-# %% ../nbs/03_diagnosis.ipynb #03-070
+# %% ../nbs/03_diagnosis.ipynb #03-074
 def _without_thinking(text:str, repairs:list)->str:
     "What follows the last `</think>`, unless nothing does: then the thinking itself."
     thought, tag, answer = text.rpartition('</think>')
@@ -532,7 +534,7 @@ def _unknown_kinds(record:dict, stage:str)->list: # of str
     words = [k for k in record if k != 'scene'] + re.findall(r'([^\W\d_][\w-]*)[ :]+\d', stage.lower())
     return [w for w in dict.fromkeys(words) if w not in DEGRADATIONS]
 
-# %% ../nbs/03_diagnosis.ipynb #03-072
+# %% ../nbs/03_diagnosis.ipynb #03-076
 def parse_cot(
     text:str, # a reasoner's reply
 )->Parsed:
@@ -559,6 +561,7 @@ def parse_cot(
     scene = record.get('scene', {}) if complete and 'scene' in record else _partial_scene(record, parts)
     return Parsed(Diagnosis(findings, read_scene(scene, repairs)), tuple(dict.fromkeys(repairs)), left_out)
 
+# %% ../nbs/03_diagnosis.ipynb #03-078
 def _identified(kind:str, identify:str)->bool:
     "Does stage 1 name the kind as present?"
     return bool(re.search(r'(?<!no )(?<!not )' + _name(kind), identify, re.I))
@@ -573,7 +576,7 @@ def _partial_scene(record:dict, parts:dict)->dict:
     inner = inner if isinstance(inner, dict) else {'scene': inner}
     return stage_scene(parts.get('scene', '')) | inner
 
-# %% ../nbs/03_diagnosis.ipynb #03-088
+# %% ../nbs/03_diagnosis.ipynb #03-094
 def parameter_features(
     parameter:Parameter,
     value:object=None, # None: absent
@@ -598,7 +601,7 @@ def diagnosis_vector(
 
 DIAGNOSIS_DIM = len(diagnosis_vector(Diagnosis()))
 
-# %% ../nbs/03_diagnosis.ipynb #03-089
+# %% ../nbs/03_diagnosis.ipynb #03-095
 def diagnosis_vectors(
     diagnoses:list, # of B Diagnosis
 )->torch.Tensor: # (B, D) float32

@@ -170,10 +170,12 @@ def snow_statistic(image:torch.Tensor, radius:int=4)->float:
     eroded = -F.max_pool2d(-y, size, 1, radius)
     return float((y - F.max_pool2d(eroded, size, 1, radius)).mean())
 
+# %% ../nbs/14_evaluate.ipynb #14-035
 def low_light_statistic(image:torch.Tensor)->float:
     "Minus the log of the mean linear luminance, in stops."
     return -math.log2(max(float(luma(to_linear(image.clamp(0, 1))).mean()), 1e-5))
 
+# %% ../nbs/14_evaluate.ipynb #14-036
 def jpeg_statistic(image:torch.Tensor)->float:
     "Log ratio of small steps at the 8 x 8 grid to small steps beside it."
     ratios = []
@@ -183,11 +185,11 @@ def jpeg_statistic(image:torch.Tensor)->float:
         ratios.append(float((steps[at_grid].mean() + 1e-4) / (steps[~at_grid].mean() + 1e-4)))
     return math.log(sum(ratios) / 2)
 
-# %% ../nbs/14_evaluate.ipynb #14-035
+# %% ../nbs/14_evaluate.ipynb #14-037
 STATISTICS = {'fog': fog_statistic, 'rain': rain_statistic, 'snow': snow_statistic, 'blur': blur_statistic,
               'low-light': low_light_statistic, 'noise': noise_sigma, 'jpeg': jpeg_statistic}
 
-# %% ../nbs/14_evaluate.ipynb #14-039
+# %% ../nbs/14_evaluate.ipynb #14-041
 @dataclass(frozen=True)
 class SeverityEstimator:
     "A statistic of a photo and the monotone curve that turns it into a severity."
@@ -199,7 +201,7 @@ class SeverityEstimator:
         "Estimated severity of this kind."
         return float(np.interp(STATISTICS[self.kind](image), self.knots, self.severities))
 
-# %% ../nbs/14_evaluate.ipynb #14-040
+# %% ../nbs/14_evaluate.ipynb #14-042
 def fit_estimator(
     kind:str, # a key of `STATISTICS`
     statistics:np.ndarray, # (n,) of training photos
@@ -213,7 +215,7 @@ def fit_estimator(
     best = min(fits, key=lambda fit: float(np.square(fit - truth).sum()))
     return SeverityEstimator(kind, tuple(knots), tuple(best))
 
-# %% ../nbs/14_evaluate.ipynb #14-041
+# %% ../nbs/14_evaluate.ipynb #14-043
 @dataclass(frozen=True)
 class Baselines:
     "What the reasoner is compared with: mean severities, and one classical estimator for each kind."
@@ -224,7 +226,7 @@ class Baselines:
         "The classical estimate of each kind."
         return {kind: estimator(image) for kind, estimator in self.estimators.items()}
 
-# %% ../nbs/14_evaluate.ipynb #14-042
+# %% ../nbs/14_evaluate.ipynb #14-044
 def fit_baselines(
     train:Iterable|None=None, # clean photos (paths or tensors), not those of the test; default: the bundled
     recipe:Recipe=EVALUATION,
@@ -244,7 +246,7 @@ def fit_baselines(
     estimators = {kind: fit_estimator(kind, rows[:, k], truth[:, k]) for k, kind in enumerate(KINDS)}
     return Baselines(dict(zip(KINDS, truth.mean(0).tolist())), estimators)
 
-# %% ../nbs/14_evaluate.ipynb #14-046
+# %% ../nbs/14_evaluate.ipynb #14-048
 @dataclass(frozen=True)
 class Condition:
     "One way to damage every photo of a folder."
@@ -254,6 +256,7 @@ class Condition:
     classical:tuple=() # names in `CLASSICAL` to compare with
     goal:float|None=None # mean gain in dB that the first release was to reach
 
+# %% ../nbs/14_evaluate.ipynb #14-050
 CONDITIONS = {c.name: c for c in (
     Condition('mixed', EVALUATION, goal=5.),
     Condition('fog', Recipe(('fog',), 1, 1), classical=('dark channel',), goal=7.),
@@ -265,7 +268,7 @@ CONDITIONS = {c.name: c for c in (
     Condition('all kinds', Recipe(max_kinds=4)),
     Condition('clean', Recipe(clean_share=1.)))}
 
-# %% ../nbs/14_evaluate.ipynb #14-047
+# %% ../nbs/14_evaluate.ipynb #14-051
 def fixed_severity(
     kind:str,
     parameters:dict, # with the strength parameters of the kind: extinction, density, intensity, veil or sigma
@@ -274,14 +277,14 @@ def fixed_severity(
     return max(severity_of(kind, name, value) for name, value in parameters.items()
                if name in DEGRADATIONS[kind].ramp)
 
-# %% ../nbs/14_evaluate.ipynb #14-049
+# %% ../nbs/14_evaluate.ipynb #14-053
 class Source(NamedTuple):
     "A clean photo to be tested on."
     name:str # relative to its folder
     path:Path
     index:int # place in its folder: with the seed, it decides the damage
 
-# %% ../nbs/14_evaluate.ipynb #14-050
+# %% ../nbs/14_evaluate.ipynb #14-054
 def evaluation_photos(
     folders, # one folder or several
     limit:int|None=None, # only the first so many of each folder
@@ -293,7 +296,7 @@ def evaluation_photos(
     return [Source(prefix(f) + p.relative_to(f).as_posix(), p, i)
             for f in folders for i, p in enumerate(clean_photos(f)[:limit])]
 
-# %% ../nbs/14_evaluate.ipynb #14-051
+# %% ../nbs/14_evaluate.ipynb #14-055
 def condition_pair(
     source:Source,
     condition:Condition,
@@ -312,13 +315,13 @@ def condition_pair(
     truth = Diagnosis.from_degraded(Degraded(image.clamp(0, 1), severities, condition.fixed, pair_seed))
     return Pair(image.clamp(0, 1), clean, truth, source.name, pair_seed)
 
-# %% ../nbs/14_evaluate.ipynb #14-054
+# %% ../nbs/14_evaluate.ipynb #14-058
 def box_mean(image:torch.Tensor, radius:int)->torch.Tensor:
     "Mean over a square around each pixel; at the border over what is there."
     pool = lambda x, size, pad: F.avg_pool2d(x, size, 1, pad, count_include_pad=False)
     return pool(pool(image[None], (1, 2 * radius + 1), (0, radius)), (2 * radius + 1, 1), (radius, 0))[0]
 
-# %% ../nbs/14_evaluate.ipynb #14-055
+# %% ../nbs/14_evaluate.ipynb #14-059
 def guided_filter(
     guide:torch.Tensor, # (1, H, W)
     image:torch.Tensor, # (1, H, W)
@@ -331,7 +334,7 @@ def guided_filter(
     a = covariance / (box_mean(guide * guide, radius) - mean_g ** 2 + eps)
     return box_mean(a, radius) * guide + box_mean(mean_i - a * mean_g, radius)
 
-# %% ../nbs/14_evaluate.ipynb #14-056
+# %% ../nbs/14_evaluate.ipynb #14-060
 def dehaze(
     image:torch.Tensor, # (3, H, W)
     keep:float=.05, # haze that is left for the sense of depth
@@ -345,12 +348,12 @@ def dehaze(
     transmission = guided_filter(luma(image), transmission).clamp(floor, 1)
     return ((image - airlight) / transmission + airlight).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-057
+# %% ../nbs/14_evaluate.ipynb #14-061
 def unsharp_mask(image:torch.Tensor, sigma:float=1.5, amount:float=.7)->torch.Tensor:
     "The photo plus a share of what a Gaussian takes away from it."
     return (image + amount * (image - convolve(image, gaussian_kernel(sigma)))).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-058
+# %% ../nbs/14_evaluate.ipynb #14-062
 def _with_channels_last(image, function): # through a library that wants (H, W, 3) arrays
     result = np.ascontiguousarray(function(image.permute(1, 2, 0).double().numpy()))
     return torch.from_numpy(result).float().permute(2, 0, 1).clamp(0, 1)
@@ -361,7 +364,7 @@ def total_variation(image:torch.Tensor)->torch.Tensor:
     weight = noise_sigma(image) / 255
     return _with_channels_last(image, lambda x: denoise_tv_chambolle(x, weight=weight, channel_axis=-1))
 
-# %% ../nbs/14_evaluate.ipynb #14-059
+# %% ../nbs/14_evaluate.ipynb #14-063
 def non_local_means(image:torch.Tensor)->torch.Tensor:
     "Non-local means with the estimated noise (scikit-image, fast mode)."
     from skimage.restoration import denoise_nl_means
@@ -369,13 +372,13 @@ def non_local_means(image:torch.Tensor)->torch.Tensor:
     return _with_channels_last(image, lambda x: denoise_nl_means(
         x, h=.8 * s, sigma=s, patch_size=5, patch_distance=6, fast_mode=True, channel_axis=-1))
 
-# %% ../nbs/14_evaluate.ipynb #14-060
+# %% ../nbs/14_evaluate.ipynb #14-064
 def bm3d(image:torch.Tensor)->torch.Tensor:
     "BM3D with the estimated noise; needs the package bm3d and about a minute a megapixel."
     from bm3d import bm3d_rgb
     return _with_channels_last(image, lambda x: bm3d_rgb(x, noise_sigma(image) / 255))
 
-# %% ../nbs/14_evaluate.ipynb #14-061
+# %% ../nbs/14_evaluate.ipynb #14-065
 CLASSICAL = {'dark channel': dehaze, 'row median': row_median, 'unsharp mask': unsharp_mask,
              'total variation': total_variation, 'non-local means': non_local_means, 'bm3d': bm3d}
 _PACKAGES = {'total variation': 'skimage', 'non-local means': 'skimage', 'bm3d': 'bm3d'}
@@ -386,7 +389,7 @@ def installed(
     "The classical restorers whose packages are installed."
     return tuple(n for n in names if n not in _PACKAGES or find_spec(_PACKAGES[n]))
 
-# %% ../nbs/14_evaluate.ipynb #14-064
+# %% ../nbs/14_evaluate.ipynb #14-068
 class RecordLog:
     "Records by (section, condition, name, settings); with a path, on disk as they come."
     def __init__(self, path=None):
@@ -414,7 +417,7 @@ class RecordLog:
             with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(record) + '\n')
         return record
 
-# %% ../nbs/14_evaluate.ipynb #14-065
+# %% ../nbs/14_evaluate.ipynb #14-069
 def fingerprint(
     module:torch.nn.Module, # any size, quantised or not
 )->str: # 12 hexadecimal digits
@@ -427,17 +430,17 @@ def fingerprint(
             digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-066
+# %% ../nbs/14_evaluate.ipynb #14-070
 def _digest(settings:dict)->str:
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
-# %% ../nbs/14_evaluate.ipynb #14-068
+# %% ../nbs/14_evaluate.ipynb #14-072
 def _by_kind(values)->dict: return {kind: round(float(v), 3) for kind, v in zip(KINDS, values)}
 
 def _severities(diagnosis)->dict: return _by_kind(map(diagnosis.severity, KINDS))
 
-# %% ../nbs/14_evaluate.ipynb #14-069
+# %% ../nbs/14_evaluate.ipynb #14-073
 def rank_of(
     distribution:torch.Tensor, # (K, 101)
     truth:Iterable[float], # severities of `KINDS`
@@ -447,7 +450,7 @@ def rank_of(
     i = torch.tensor([round(float(t)) for t in truth])[:, None]
     return distribution.cumsum(-1).gather(1, i)[:, 0] - distribution.gather(1, i)[:, 0] / 2
 
-# %% ../nbs/14_evaluate.ipynb #14-070
+# %% ../nbs/14_evaluate.ipynb #14-074
 def reasoner_record(
     pair:Pair,
     reasoner, # `rr.reasoner.Reasoner`
@@ -470,7 +473,7 @@ def reasoner_record(
                                  classical=_by_kind(baselines.classical(pair.degraded)[k] for k in KINDS))
     return record
 
-# %% ../nbs/14_evaluate.ipynb #14-073
+# %% ../nbs/14_evaluate.ipynb #14-077
 def through_network(
     restorer, # `rr.restorer.Restorer`
     image:torch.Tensor, # (3, H, W)
@@ -483,12 +486,12 @@ def through_network(
     with torch.no_grad(): restored = restorer._restore(image.float(), diagnosis, steps, seed, None)
     return restored.to(image).clamp(0, 1)
 
-# %% ../nbs/14_evaluate.ipynb #14-074
+# %% ../nbs/14_evaluate.ipynb #14-078
 def _scores(image, clean)->tuple: # PSNR (None for equal images), SSIM
     value = float(psnr(image, clean))
     return None if math.isinf(value) else round(value, 4), round(float(ssim(image, clean)), 5)
 
-# %% ../nbs/14_evaluate.ipynb #14-075
+# %% ../nbs/14_evaluate.ipynb #14-079
 def restored_versions(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -510,7 +513,7 @@ def restored_versions(
     if condition.name == 'clean': yield 'network', through_network(restorer, photo, diagnosis, steps, seed)
     for name in installed(condition.classical): yield name, CLASSICAL[name](photo)
 
-# %% ../nbs/14_evaluate.ipynb #14-076
+# %% ../nbs/14_evaluate.ipynb #14-080
 def restorer_record(
     pair:Pair,
     diagnosis:Diagnosis, # the predicted one
@@ -528,7 +531,7 @@ def restorer_record(
                 seconds=seconds, psnr={m: s[0] for m, s in scores.items()},
                 ssim={m: s[1] for m, s in scores.items()})
 
-# %% ../nbs/14_evaluate.ipynb #14-079
+# %% ../nbs/14_evaluate.ipynb #14-083
 def one_megapixel(
     photo:torch.Tensor, # (3, H, W)
 )->torch.Tensor: # (3, 1000, 1000)
@@ -536,14 +539,14 @@ def one_megapixel(
     big = F.interpolate(photo[None], (1000, 1000), mode='bicubic', antialias=True)[0].clamp(0, 1)
     return degrade(big, {'fog': 40, 'noise': 30}, seed=0).image
 
-# %% ../nbs/14_evaluate.ipynb #14-080
+# %% ../nbs/14_evaluate.ipynb #14-084
 def _median_seconds(function, repeats):
     times = []
     for _ in range(repeats):
         began = time.perf_counter(); function(); times.append(time.perf_counter() - began)
     return round(sorted(times)[len(times) // 2], 3)
 
-# %% ../nbs/14_evaluate.ipynb #14-081
+# %% ../nbs/14_evaluate.ipynb #14-085
 def _importable(environment)->dict: # so that a process of its own finds the same rr
     known = [str(asset('').parents[1]), environment.get('PYTHONPATH', '')]
     return dict(environment, PYTHONPATH=os.pathsep.join(filter(None, known)))
@@ -566,7 +569,7 @@ def measure_command(
     unit = 1 if sys.platform == 'darwin' else 1024 # bytes
     return dict(command=round(seconds, 3), memory=round(usage.ru_maxrss * unit / 1e9, 3))
 
-# %% ../nbs/14_evaluate.ipynb #14-082
+# %% ../nbs/14_evaluate.ipynb #14-086
 def speed_record(
     pipeline, # `rr.pipeline.ReasonRestore`
     photo:torch.Tensor|None=None, # clean, any size; default: a bundled one
@@ -581,7 +584,7 @@ def speed_record(
     record = dict(seconds=seconds, threads=torch.get_num_threads(), device=str(pipeline.restorer.device))
     return record | (measure_command(image) if command else {})
 
-# %% ../nbs/14_evaluate.ipynb #14-084
+# %% ../nbs/14_evaluate.ipynb #14-088
 def with_interval(rows, statistic, digits:int=1)->str:
     "A statistic as text: `7.5 [6.1, 9.0]`; empty where there is nothing to measure."
     value = statistic(np.asarray(rows)) if len(rows) else math.nan
@@ -589,11 +592,11 @@ def with_interval(rows, statistic, digits:int=1)->str:
     low, high = bootstrap(rows, statistic)
     return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
-# %% ../nbs/14_evaluate.ipynb #14-085
+# %% ../nbs/14_evaluate.ipynb #14-090
 SPEAKERS = {'expected': 'reasoner, expected value (main)', 'written': 'reasoner, as written',
             'classical': 'classical estimators', 'mean': 'always the mean'}
 
-# %% ../nbs/14_evaluate.ipynb #14-086
+# %% ../nbs/14_evaluate.ipynb #14-092
 def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over kinds
     def statistic(rows):
         errors = [severity_error(rows[:, 0, k], rows[:, 1, k], present) for k in kinds]
@@ -601,6 +604,7 @@ def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over ki
         return float(np.mean(errors)) if errors else math.nan
     return statistic
 
+# %% ../nbs/14_evaluate.ipynb #14-093
 def _f1(kinds): return lambda rows: f1_score(presence_counts(rows[:, 0, kinds], rows[:, 1, kinds]).sum(1))
 
 def rank_correlation(a, b)->float: # nan where one of them does not vary
@@ -612,12 +616,13 @@ def rank_correlation(a, b)->float: # nan where one of them does not vary
 def _spearman(kinds):
     return lambda rows: rank_correlation(rows[:, 0, kinds].ravel(), rows[:, 1, kinds].ravel())
 
+# %% ../nbs/14_evaluate.ipynb #14-094
 MEASURES = {'MAE, all photos': (lambda k: _error(k, False), 1, dict(mixed='<= 14')),
             'MAE, where present': (lambda k: _error(k, True), 1, {}),
             'rank correlation': (_spearman, 2, {'all kinds': '>= 0.92'}),
             f'F1 of presence, severity >= {PRESENT}': (_f1, 2, {'mixed': '>= 0.85', 'all kinds': '>= 0.93'})}
 
-# %% ../nbs/14_evaluate.ipynb #14-087
+# %% ../nbs/14_evaluate.ipynb #14-095
 def reasoner_table(
     records:list[dict], # of the section reasoner
     condition:str='mixed', # or 'all kinds'
@@ -637,7 +642,7 @@ def reasoner_table(
                               goal=goal.get(condition, '') if key == 'expected' else ''))
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-089
+# %% ../nbs/14_evaluate.ipynb #14-097
 def doubt_table(
     records:list[dict], # of the section reasoner
     condition:str='all kinds',
@@ -656,7 +661,7 @@ def doubt_table(
                           **{'doubt and error': f'{rank_correlation(doubt, error):.2f}'}, **coverage))
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-090
+# %% ../nbs/14_evaluate.ipynb #14-098
 def writing_table(
     records:list[dict], # of the section reasoner
 )->Table:
@@ -672,13 +677,13 @@ def writing_table(
                       'seconds a photo': float(np.median([r['seconds'] for r in rows]))})
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-092
+# %% ../nbs/14_evaluate.ipynb #14-100
 METHODS = {'predicted': 'restorer, predicted diagnosis', 'true': 'restorer, true diagnosis',
            'wiener': 'Wiener filter, told the kernel',
            'none': 'restorer, no diagnosis', 'network': 'restorer, made to act'}
 CLEAN_GOAL = 36 # dB at which a clean photo is to come back
 
-# %% ../nbs/14_evaluate.ipynb #14-093
+# %% ../nbs/14_evaluate.ipynb #14-101
 def restorer_row(
     condition:str,
     method:str, # a key of `psnr` in the records
@@ -700,7 +705,7 @@ def restorer_row(
             'SSIM out': f'{mean(r["ssim"][method] for r in records):.3f}',
             'goal': f'>= +{goal:g} dB' if goal else f'>= {CLEAN_GOAL} dB' if condition == 'clean' else ''}
 
-# %% ../nbs/14_evaluate.ipynb #14-094
+# %% ../nbs/14_evaluate.ipynb #14-102
 def restorer_table(
     records:list[dict], # of the section restorer
 )->Table:
@@ -712,13 +717,14 @@ def restorer_table(
         table.extend(restorer_row(condition, m, rows) for m in methods)
     return table
 
-# %% ../nbs/14_evaluate.ipynb #14-095
+# %% ../nbs/14_evaluate.ipynb #14-103
 def speed_table(
     records:list[dict], # of the section speed
 )->Table:
     "Seconds and memory for a photo of one megapixel."
     r = records[-1]
-    where = f'{r["device"]}, {r["threads"]} threads' if r['device'] == 'cpu' else r['device']
+    n = r['threads']
+    where = f'{r["device"]}, {n} thread' + 's' * (n != 1) if r['device'] == 'cpu' else r['device']
     rows = [('diagnose', r['seconds']['diagnose'], 's', '<= 3'),
             ('restore, one step', r['seconds']['restore'], 's', '<= 6'),
             ('whole command, imports included', r.get('command'), 's', '<= 20'),
@@ -727,7 +733,7 @@ def speed_table(
     return Table([dict(what=w, value=v, unit=u, goal=g) for w, v, u, g in rows if v is not None],
                  caption=f'A photo of one megapixel, {where}{note}')
 
-# %% ../nbs/14_evaluate.ipynb #14-096
+# %% ../nbs/14_evaluate.ipynb #14-105
 @dataclass
 class Results:
     "All records of an evaluation, and the tables made of them."
@@ -774,10 +780,10 @@ class Results:
         "The records in a file that `save` or `evaluate(out=...)` wrote."
         return cls(list(RecordLog(path).records.values()))
 
-# %% ../nbs/14_evaluate.ipynb #14-098
+# %% ../nbs/14_evaluate.ipynb #14-107
 SECTIONS = ('reasoner', 'restorer', 'speed')
 
-# %% ../nbs/14_evaluate.ipynb #14-099
+# %% ../nbs/14_evaluate.ipynb #14-109
 class Evaluation:
     "One pipeline under test: its settings, its log, and how each record comes about."
     def __init__(self, pipeline, seed=0, steps=None, train=None, out=None):
@@ -838,13 +844,13 @@ class Evaluation:
         head = dict(section='speed', condition='', name='one megapixel', settings=settings)
         return self.log.add(head | speed_record(self.pipeline, command=self.shipped))
 
-# %% ../nbs/14_evaluate.ipynb #14-100
+# %% ../nbs/14_evaluate.ipynb #14-110
 def check_names(what:str, given:Iterable[str], known:Iterable[str]):
     "`ValueError` that names what is not known."
     if wrong := set(given) - set(known):
         raise ValueError(f'unknown {what} {sorted(wrong)}; expected some of {list(known)}')
 
-# %% ../nbs/14_evaluate.ipynb #14-101
+# %% ../nbs/14_evaluate.ipynb #14-111
 def evaluate(
     folder, # clean photos: one folder or several
     pipeline=None, # `rr.pipeline.ReasonRestore`; default: the shipped weights
@@ -874,7 +880,7 @@ def evaluate(
     if 'speed' in sections: records.append(run.speed())
     return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-118
+# %% ../nbs/14_evaluate.ipynb #14-128
 def plot_severity(
     results:Results,
     key:str='expected', # or 'written', 'classical', 'mean'
@@ -892,12 +898,12 @@ def plot_severity(
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-123
+# %% ../nbs/14_evaluate.ipynb #14-133
 def plot_gain(
     results:Results,
     method:str='predicted',
 ):
-    "Gain in PSNR by condition: a point a photo, a bar for the mean, a cross for a classical mean."
+    "Gain in PSNR by condition: a point a photo, a bar for the mean; below, a cross for a classical mean."
     import matplotlib.pyplot as plt
     names = [c for c in dict.fromkeys(r['condition'] for r in results.select('restorer')) if c != 'clean']
     figure, axis = plt.subplots(figsize=(7, .6 * len(names) + 1))
@@ -906,21 +912,23 @@ def plot_gain(
         gain = lambda m: [r['psnr'][m] - r['psnr']['input'] for r in rows
                           if None not in (r['psnr'][m], r['psnr']['input'])]
         axis.plot(gain(method), [y] * len(gain(method)), 'o', alpha=.4, color='C0')
-        axis.plot(np.mean(gain(method)), y, '|', markersize=22, markeredgewidth=3, color='C0')
+        axis.plot(np.mean(gain(method)), y, '|', markersize=18, markeredgewidth=3, color='C0')
         for i, other in enumerate(m for m in rows[0]['psnr'] if m not in ('input', *METHODS)):
-            axis.plot(np.mean(gain(other)), y, 'x', color='C3')
-            axis.annotate(other, (np.mean(gain(other)), y - .12 - .25 * i), fontsize=7, ha='center')
+            cross = np.mean(gain(other)), y + .34 + .22 * i
+            axis.plot(*cross, 'x', color='C3')
+            axis.annotate(other, cross, (5, 0), textcoords='offset points', fontsize=7, va='center',
+                          bbox=dict(facecolor='white', edgecolor='none', pad=.5))
     axis.axvline(0, color='grey', linewidth=.8)
     axis.set(yticks=range(len(names)), yticklabels=names, xlabel='gain in PSNR, dB'); axis.invert_yaxis()
     figure.tight_layout()
     return figure
 
-# %% ../nbs/14_evaluate.ipynb #14-130
+# %% ../nbs/14_evaluate.ipynb #14-140
 def _partner(name:str, stems:dict)->Path|None:
     while name not in stems and '_' in name: name = name.rpartition('_')[0]
     return stems.get(name)
 
-# %% ../nbs/14_evaluate.ipynb #14-131
+# %% ../nbs/14_evaluate.ipynb #14-141
 def paired_photos(
     degraded, # folder of damaged photos
     clean, # folder of clean ones: the same name, or the name up to an underscore (1400_3 -> 1400)
@@ -936,7 +944,7 @@ def paired_photos(
             raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
         yield Pair(*images, None, path.name, 0)
 
-# %% ../nbs/14_evaluate.ipynb #14-132
+# %% ../nbs/14_evaluate.ipynb #14-142
 def noisy_photos(
     folder, # clean photos
     sigma:float=25., # 8-bit levels
@@ -950,7 +958,7 @@ def noisy_photos(
         truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
         yield Pair(clean + noise, clean, truth, path.name, seed + i)
 
-# %% ../nbs/14_evaluate.ipynb #14-134
+# %% ../nbs/14_evaluate.ipynb #14-144
 def evaluate_pairs(
     pairs:Iterable[Pair], # of `paired_photos` or `noisy_photos`
     name:str, # of the benchmark, for the table
@@ -972,7 +980,7 @@ def evaluate_pairs(
     if not records: raise ValueError(f'{name}: no pairs given')
     return Results(records, dict(seed=seed, photos=len(records), steps=steps, **run.marks))
 
-# %% ../nbs/14_evaluate.ipynb #14-144
+# %% ../nbs/14_evaluate.ipynb #14-154
 def read_levels(
     reasoner, # `rr.reasoner.Reasoner`
     photos:Iterable, # clean: paths or tensors
@@ -991,6 +999,7 @@ def read_levels(
         return dict(generator=name, kind=kind, level=float(level), photo=i, expected=_by_kind(found))
     return [record(*job) for job in tqdm(jobs, leave=False, disable=not progress)]
 
+# %% ../nbs/14_evaluate.ipynb #14-156
 def level_table(
     records:list[dict], # of `read_levels`
 )->Table:
@@ -1000,14 +1009,19 @@ def level_table(
                           "and the severity that is read")
     for name in dict.fromkeys(r['generator'] for r in records):
         rows = [r for r in records if r['generator'] == name]
-        pairs = np.array([(r['level'], r['expected'][r['kind']]) for r in rows])
-        means = ', '.join(f'{pairs[pairs[:, 0] == level, 1].mean():.0f}' for level in np.unique(pairs[:, 0]))
-        table.append({'generator': name, 'kind': rows[0]['kind'], 'photos': len({r['photo'] for r in rows}),
-                      'rank correlation': with_interval(
-                          pairs, lambda p: rank_correlation(p[:, 0], p[:, 1]), 2),
+        photo, level, severity = np.array(
+            [(r['photo'], r['level'], r['expected'][r['kind']]) for r in rows]).T
+        photos = [np.flatnonzero(photo == i) for i in np.unique(photo)] # the places of its rows
+        def correlation(drawn):
+            places = np.concatenate([photos[i] for i in drawn])
+            return rank_correlation(level[places], severity[places])
+        means = ', '.join(f'{severity[level == l].mean():.0f}' for l in np.unique(level))
+        table.append({'generator': name, 'kind': rows[0]['kind'], 'photos': len(photos),
+                      'rank correlation': with_interval(np.arange(len(photos)), correlation, 2),
                       'mean severity, level by level': means})
     return table
 
+# %% ../nbs/14_evaluate.ipynb #14-158
 def compare_twins(
     reasoner, # `rr.reasoner.Reasoner`
     pairs:Iterable[Pair], # of `paired_photos`: a damaged and a clean photo of the same scene

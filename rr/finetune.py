@@ -6,10 +6,10 @@
 __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised',
            'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
-           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'old_names', 'add_adapter',
-           'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward', 'training_memory',
-           'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse', 'train_words',
-           'build_parser', 'main']
+           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'freeze_words',
+           'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward',
+           'training_memory', 'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse',
+           'train_words', 'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, copy, itertools, json, math, os, time, warnings
@@ -266,6 +266,7 @@ def answer_start(
     turn = (ids == tokenizer.convert_tokens_to_ids('<|im_start|>')).nonzero().max().item()
     return turn + 1 + len(tokenizer.encode('assistant\n', add_special_tokens=False))
 
+# %% ../nbs/08_finetune.ipynb #08-027
 class ChatCollator:
     "Turns pairs into model inputs with labels on the assistant's tokens."
     def __init__(self, processor,
@@ -302,7 +303,7 @@ class ChatCollator:
             end = max(end, start + opening)
         return labels, weights, end
 
-# %% ../nbs/08_finetune.ipynb #08-028
+# %% ../nbs/08_finetune.ipynb #08-030
 def loss_html(
     ids:Tensor, labels:Tensor, weights:Tensor,  # (T,) one conversation
     tokenizer,
@@ -320,7 +321,7 @@ def loss_html(
                       f'{html.escape(text)}</span>')
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
-# %% ../nbs/08_finetune.ipynb #08-032
+# %% ../nbs/08_finetune.ipynb #08-034
 def own_numbers(start:int):  # endless iterator of integers
     "The numbers from `start` on; in a worker of a data loader, its own share of them."
     worker = torch.utils.data.get_worker_info()
@@ -343,7 +344,7 @@ class Rehearsal(torch.utils.data.IterableDataset):
             scene = self.scenes[torch.randint(len(self.scenes), (), generator=g)]
             yield Pair(None, None, sample_diagnosis(g, scene=scene), '', i)
 
-# %% ../nbs/08_finetune.ipynb #08-034
+# %% ../nbs/08_finetune.ipynb #08-036
 def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     "Cross-entropy of the next token, averaged with weights over the tokens that have a label."
     logits, labels, weights = logits[:, :-1].float(), labels[:, 1:], weights[:, 1:]
@@ -351,6 +352,7 @@ def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     weights = weights * (labels != -100)
     return (each * weights).sum() / weights.sum()
 
+# %% ../nbs/08_finetune.ipynb #08-038
 def reasoner_trainer(
     model,
     data:torch.utils.data.IterableDataset,  # `ReasonerData`, `Rehearsal`, or anything that yields pairs
@@ -384,6 +386,7 @@ def reasoner_trainer(
     Path(folder).mkdir(parents=True, exist_ok=True)
     return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
 
+# %% ../nbs/08_finetune.ipynb #08-040
 def freeze_tower(model, frozen:bool=True):
     """Freeze what a nano reasoner's tower sees (convolutions, spectra, statistics), or let it learn again;
     its projections always learn."""
@@ -391,7 +394,13 @@ def freeze_tower(model, frozen:bool=True):
     for part in (tower.body, tower.spectrum, tower.gist.mlp[0]): part.requires_grad_(not frozen)
     return model
 
-# %% ../nbs/08_finetune.ipynb #08-041
+def freeze_words(model):
+    "Let nothing but the tower of a reasoner learn, through a language model that stays as it is."
+    model.requires_grad_(False)
+    model.model.visual.requires_grad_(True)
+    return model
+
+# %% ../nbs/08_finetune.ipynb #08-047
 LANGUAGE_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
 VISION_LAYERS = (  # of Qwen3-VL's own tower and of the nano one
     r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])')
@@ -416,6 +425,7 @@ def add_adapter(
         return get_peft_model(model, LoraConfig(
             r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers, task_type='CAUSAL_LM'))
 
+# %% ../nbs/08_finetune.ipynb #08-049
 def save_adapter(
     model,  # as `add_adapter` returns it
     folder:Path|str,
@@ -442,7 +452,7 @@ def merge_adapter(
     else: model.save_pretrained(out); base.processor.save_pretrained(out)
     (out/'kinds.json').write_text(json.dumps(list(kinds)) + '\n')
 
-# %% ../nbs/08_finetune.ipynb #08-042
+# %% ../nbs/08_finetune.ipynb #08-050
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter
     streams:list[PairStream],  # what to learn from
@@ -470,7 +480,7 @@ def teach(
     return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views,
                     reasoner.batch_size, kinds)
 
-# %% ../nbs/08_finetune.ipynb #08-044
+# %% ../nbs/08_finetune.ipynb #08-052
 def save_memory(model):
     "Let a model keep only the inputs of its layers for the backward pass, and compute the rest again."
     with old_names(): model.gradient_checkpointing_enable()
@@ -494,6 +504,7 @@ def kept_for_backward(
     del out
     return sum(storage.nbytes() for storage in kept.values())
 
+# %% ../nbs/08_finetune.ipynb #08-053
 def training_memory(
     config,  # a `Qwen3VLConfig`
     rank:int=16,
@@ -518,7 +529,7 @@ def training_memory(
              'scores': batch * tokens * config.text_config.vocab_size * (2 + 4 + 4)}
     return {k: round(v / 1e9, 2) for k, v in (parts | {'together': sum(parts.values())}).items()}
 
-# %% ../nbs/08_finetune.ipynb #08-051
+# %% ../nbs/08_finetune.ipynb #08-060
 def short_side(path:Path) -> int:  # pixels
     "The smaller of a photo's sides, read from the file's header."
     from PIL import Image
@@ -533,7 +544,7 @@ def two_sizes(
     small = PairStream(photos, 224, recipe, seed, scenes)
     return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
 
-# %% ../nbs/08_finetune.ipynb #08-053
+# %% ../nbs/08_finetune.ipynb #08-062
 def run_trainer(model, data, collator, folder:Path, **settings):
     "Train, going on from the last checkpoint in `folder` if there is one, with the pairs that come next."
     done = max((int(p.name.split('-')[1]) for p in folder.glob('checkpoint-*')), default=0)
@@ -567,7 +578,7 @@ def change_words(model, old, new):  # -> model
     other.load_state_dict(rest, strict=False)
     return other
 
-# %% ../nbs/08_finetune.ipynb #08-055
+# %% ../nbs/08_finetune.ipynb #08-064
 def rehearse(
     folder:Path,  # gets a checkpoint, a log and `rehearsed`; if that is there, it is what comes back
     scenes:list[Scene],
@@ -586,6 +597,7 @@ def rehearse(
     os.replace(folder/'rehearsed.part', folder/'rehearsed')  # whole or not at all
     return model, processor
 
+# %% ../nbs/08_finetune.ipynb #08-065
 def train_words(
     folder:Path,  # holds `tower.pt`; gets checkpoints, logs and `weights`
     streams:list[PairStream], scenes:list[Scene],
@@ -596,6 +608,7 @@ def train_words(
     new_words:bool=False,  # with `start`: learn the vocabulary anew, for kinds it has no words for; rehearse
     opening_share:float=0.,  # as for `ChatCollator`
     whole:bool=False,  # train the tower's convolutions too
+    eyes_only:bool=False,  # keep the language model, and with it what a restorer reads from its texts
     workers:int=0,  # processes that make batches ahead
 ):
     "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
@@ -610,12 +623,12 @@ def train_words(
         if not start:
             model.model.visual.load_state_dict(
                 torch.load(folder/'tower.pt', map_location='cpu', weights_only=True)['tower'])
-    run_trainer(freeze_tower(model, not whole), ReasonerData(streams),
+    run_trainer(freeze_words(model) if eyes_only else freeze_tower(model, not whole), ReasonerData(streams),
                 ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
                 warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
-# %% ../nbs/08_finetune.ipynb #08-056
+# %% ../nbs/08_finetune.ipynb #08-066
 def build_parser() -> argparse.ArgumentParser:
     "The options of `python -m rr.finetune`."
     p = argparse.ArgumentParser(
@@ -653,6 +666,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--opening-share', type=float, default=0.,
                    help='words: share of the batches that end after stage 3')
     p.add_argument('--whole', action='store_true', help='words: train the tower too')
+    p.add_argument('--eyes-only', action='store_true',
+                   help='words: train the whole tower and nothing else, through the language model')
+    p.add_argument('--stored-share', type=float, default=0.,
+                   help='how often a pair is made into what a file holds: JPEG, demosaicked noise')
     p.add_argument('--base', default='nano', help='lora: the reasoner to tune: nano, a folder, or a hub id')
     p.add_argument('--quantize', choices=('4bit',), help='lora: load the base in 4 bits')
     p.add_argument('--rank', type=int, default=16, help='lora: rank of the adapter')
@@ -671,7 +688,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--seed', type=int, default=0)
     return p
 
-# %% ../nbs/08_finetune.ipynb #08-057
+# %% ../nbs/08_finetune.ipynb #08-067
 def main(args:list[str]|None=None):
     """Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any
     size."""
@@ -681,7 +698,8 @@ def main(args:list[str]|None=None):
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     scenes = load_captions(a.captions) if a.captions else {}
     recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
-                     clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share)
+                     clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
+                     stored_share=a.stored_share)
     streams = two_sizes(photos, scenes, recipe, a.seed)
     described = [scenes.get(f, Scene()) for f in photos]
     if a.part == 'rehearsal':
@@ -690,7 +708,7 @@ def main(args:list[str]|None=None):
         return
     if a.part == 'words':
         return train_words(a.out, streams, described, a.steps, a.rehearsal, a.batch, a.learning_rate,
-                           a.start, a.tower, a.new_words, a.opening_share, a.whole, a.workers)
+                           a.start, a.tower, a.new_words, a.opening_share, a.whole, a.eyes_only, a.workers)
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
         teach(reasoner, streams, a.out, a.base, steps=a.steps, batch=a.batch, rank=a.rank, vision=a.vision,

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Batch', 'flow_state', 'sample_times', 'charbonnier', 'spectral', 'flow_loss', 'shake_numbers', 'prediction_rows',
            'Predictions', 'with_predictions', 'with_alarms', 'cut_patches', 'make_batch', 'cut_again', 'fixed_length',
-           'with_text', 'WeightAverage', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart',
-           'average_gradients', 'sample_grid', 'FlowTrainer', 'one_step', 'psnr_gain', 'validation_pairs',
-           'velocity_loss', 'logit_normal_times', 'encode_pairs', 'EncodedPairs', 'LoraTraining', 'LoraTrainer',
-           'join_processes', 'tune_lora', 'build_parser', 'main']
+           'with_text', 'WeightAverage', 'averaged_copy', 'FlowTraining', 'learning_rate', 'FlowBatches', 'AskedPart',
+           'ask_pool', 'ready_tensors', 'replayed', 'drawn_batch', 'average_gradients', 'optimizer_step',
+           'write_checkpoint', 'read_checkpoint', 'log_line', 'sample_grid', 'FlowTrainer', 'one_step', 'psnr_gain',
+           'validation_pairs', 'velocity_loss', 'logit_normal_times', 'encode_pairs', 'EncodedPairs', 'LoraTraining',
+           'LoraTrainer', 'join_processes', 'tune_lora', 'build_parser', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
 import argparse, copy, json, math, os
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import atomic_path, autocast, processes, psnr, rank, seeded, sum_gradients, write_photo
 from .data import (
-    Pair, PairStream, Recipe, Replay, clean_photos, evaluation_pairs, load_captions, made_ahead,
+    Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead,
     read_exclusions, whole_lines)
 from .degrade import KINDS
 from .diagnosis import Diagnosis, diagnosis_vectors
@@ -48,6 +49,7 @@ class Batch:
         return Batch(*(x if x is None else x.to(device)
                        for x in (getattr(self, f.name) for f in fields(self))))
 
+# %% ../nbs/10_flow.ipynb #10-007
 def flow_state(
     batch:Batch,
     t:Tensor,  # (B,) in [0, 1]
@@ -67,7 +69,7 @@ def sample_times(
     t, u = torch.rand(2, n, generator=generator, device=generator.device)
     return torch.where(u < start_share, torch.ones_like(t), .02 + .98 * t)
 
-# %% ../nbs/10_flow.ipynb #10-007
+# %% ../nbs/10_flow.ipynb #10-010
 def charbonnier(a:Tensor, b:Tensor, eps:float=1e-3) -> Tensor:  # two (B, C, H, W) batches -> (B,)
     "Mean smooth absolute difference of each picture."
     return ((a - b).float().square() + eps ** 2).sqrt().mean((1, 2, 3))
@@ -93,7 +95,7 @@ def flow_loss(
     clean = batch.photo + correction.float()
     return (charbonnier(clean, batch.clean) + spectral(clean, batch.clean) + floor).log().mean()
 
-# %% ../nbs/10_flow.ipynb #10-009
+# %% ../nbs/10_flow.ipynb #10-012
 def shake_numbers(
     numbers:Tensor,  # (B, D), 0 where a kind is absent
     generator:torch.Generator,
@@ -102,6 +104,7 @@ def shake_numbers(
     "Numbers with the errors of a fair reasoner: every number moves by about a tenth."
     return numbers * (1 + spread * torch.randn(numbers.shape, generator=generator))
 
+# %% ../nbs/10_flow.ipynb #10-015
 def prediction_rows(pairs:list[Pair], diagnose) -> list[dict]:
     "What `diagnose` says of the damaged photos, as `Predictions` keeps it."
     return [dict(photo=p.name, seed=p.seed, diagnosis=d.to_dict())
@@ -135,6 +138,7 @@ class Predictions:
         if new: self.note(prediction_rows(new, self.diagnose))
         return [self.known[p.name, p.seed] for p in pairs]
 
+# %% ../nbs/10_flow.ipynb #10-016
 def with_predictions(
     pairs:list[Pair],
     predict,  # list of pairs -> list of diagnoses, as `Predictions`
@@ -144,7 +148,7 @@ def with_predictions(
     found = iter(predict([p for p, a in zip(pairs, asked) if a]))
     return [replace(p, diagnosis=next(found)) if a else p for p, a in zip(pairs, asked)]
 
-# %% ../nbs/10_flow.ipynb #10-011
+# %% ../nbs/10_flow.ipynb #10-018
 def with_alarms(
     pairs:list[Pair],  # with the diagnoses that the restorer is to be told
     true:list[Diagnosis],  # what the photos have
@@ -167,7 +171,7 @@ def with_alarms(
         changed.append(pair)
     return changed
 
-# %% ../nbs/10_flow.ipynb #10-012
+# %% ../nbs/10_flow.ipynb #10-020
 def cut_patches(
     pair:Pair,
     size:int, n:int,  # side and number of the patches
@@ -197,7 +201,7 @@ def make_batch(
     return Batch(damaged, clean, numbers, whole=whole, place=place,
                  guesses=first_guesses(damaged, numbers) if guess else None)
 
-# %% ../nbs/10_flow.ipynb #10-014
+# %% ../nbs/10_flow.ipynb #10-022
 def cut_again(
     batch:Batch,  # of whole square photos
     size:int, n:int,  # side and number of the patches
@@ -229,7 +233,7 @@ def with_text(
     text, mask = (x.repeat_interleave(len(batch.photo) // len(diagnoses), 0) for x in embed(diagnoses))
     return replace(batch, text=text, text_mask=mask)
 
-# %% ../nbs/10_flow.ipynb #10-020
+# %% ../nbs/10_flow.ipynb #10-028
 class WeightAverage:
     "Exponential moving average of a network's weights."
     def __init__(self, net, decay:float=.999):
@@ -244,7 +248,13 @@ class WeightAverage:
         state = net.state_dict()
         torch._foreach_lerp_([self.weights[k] for k in state], list(state.values()), 1 - decay)
 
-# %% ../nbs/10_flow.ipynb #10-022
+def averaged_copy(net:NanoRestorerNet, average:WeightAverage) -> NanoRestorerNet:
+    "A copy of the network with the averaged weights, ready to use."
+    copied = NanoRestorerNet(**net.config).to(next(net.parameters()).device)
+    copied.load_state_dict(average.weights)
+    return copied.eval()
+
+# %% ../nbs/10_flow.ipynb #10-030
 @dataclass
 class FlowTraining:
     "Settings of a training run."
@@ -268,7 +278,7 @@ def learning_rate(settings:FlowTraining, elapsed:float) -> float:
     "Warm-up, then a cosine to zero; `elapsed` in minutes."
     return settings.learning_rate * schedule(elapsed / settings.minutes, settings.warmup)
 
-# %% ../nbs/10_flow.ipynb #10-024
+# %% ../nbs/10_flow.ipynb #10-033
 class FlowBatches:
     "Batch number `step`, without text, and its diagnoses."
     def __init__(self, stream:PairStream, settings:FlowTraining,
@@ -291,6 +301,7 @@ class FlowBatches:
         return (make_batch(pairs, size, n, generator, guess=s.workers > 0 or s.replays > 1),
                 [p.diagnosis for p in pairs])
 
+# %% ../nbs/10_flow.ipynb #10-034
 class AskedPart:
     """What a reasoner says of those pairs in part `i` of a stream that it was not asked about before; a part
     is `n` pairs long."""
@@ -301,13 +312,95 @@ class AskedPart:
         return prediction_rows(self.predict.unknown([self.stream[i * self.n + j] for j in range(self.n)]),
                                self.predict.diagnose)
 
-# %% ../nbs/10_flow.ipynb #10-026
+def ask_pool(
+    stream:PairStream,
+    predict:Predictions,
+    pool:int,  # how many of its first pairs
+    workers:int=0,  # processes that ask; 0: this one
+):
+    "Have the first pairs of a stream diagnosed, those that are not known."
+    part = AskedPart(stream, predict)
+    for rows in made_ahead(part, 0, workers, end=math.ceil(pool / part.n)): predict.note(rows)
+
+# %% ../nbs/10_flow.ipynb #10-036
+def ready_tensors(
+    made:tuple[Batch, list[Diagnosis]],  # what `FlowBatches` returned
+    settings:FlowTraining,
+    device:torch.device,
+    embed=None,  # as for `FlowTrainer`
+) -> tuple[Tensor, ...]:
+    "A batch on the device, with its text, in the order of the fields of `Batch`."
+    batch, diagnoses = made
+    batch = batch.to(device)
+    if embed: batch = with_text(batch, diagnoses, embed)
+    if batch.text is not None and settings.replays > 1: batch = fixed_length(batch)
+    empty = batch.photo.new_zeros(len(batch.photo), 0)  # stands for what is not there
+    return tuple(empty if x is None else x for x in (getattr(batch, f.name) for f in fields(batch)))
+
+def replayed(
+    batches:FlowBatches,
+    step:int,  # update to begin with
+    settings:FlowTraining,
+    device:torch.device,
+    embed=None,  # as for `FlowTrainer`
+) -> Replay:  # of `ready_tensors`
+    "What the updates from `step` on draw from: batches that are made ahead and kept on the device."
+    made = made_ahead(batches, step // settings.replays, settings.workers)
+    return Replay((ready_tensors(m, settings, device, embed) for m in made),
+                  settings.replays, settings.kept, device)
+
+def drawn_batch(replay:Replay, settings:FlowTraining, generator:torch.Generator) -> Batch:
+    "The patches of one update."
+    batch = Batch(*(x if x.numel() else None for x in replay.draw(settings.pairs, generator)))
+    if settings.replays == 1: return batch
+    return cut_again(batch, settings.patch, settings.patches, generator)
+
+# %% ../nbs/10_flow.ipynb #10-038
 def average_gradients(parameters):
     "The mean over all processes; nothing happens in one alone."
     if processes() == 1: return
     parameters = [p for p in parameters if p.requires_grad]
     sum_gradients(parameters)
     for p in parameters: p.grad.div_(processes())
+
+def optimizer_step(
+    optimizer:torch.optim.Optimizer,
+    parameters:list[Tensor],  # with gradients
+    rate:float,  # learning rate
+):
+    "One step along the mean gradient of all processes, clipped to norm 1."
+    average_gradients(parameters)
+    torch.nn.utils.clip_grad_norm_(parameters, 1.)
+    for group in optimizer.param_groups: group['lr'] = rate
+    optimizer.step()
+
+# %% ../nbs/10_flow.ipynb #10-040
+def write_checkpoint(
+    path:Path,
+    average:WeightAverage,
+    optimizer:torch.optim.Optimizer,
+    **more,  # what else the next step depends on
+):
+    "The state of a training run, whole or not at all."
+    state = dict(average=average.weights, average_steps=average.steps,
+                 optimizer=optimizer.state_dict(), **more)
+    with atomic_path(path, overwrite=True) as part: torch.save(state, part)
+
+def read_checkpoint(
+    path:Path,
+    average:WeightAverage, optimizer:torch.optim.Optimizer,  # these get their state back
+    device:torch.device,
+) -> dict:  # all that was written
+    "What `write_checkpoint` wrote."
+    state = torch.load(path, map_location=device, weights_only=True)
+    optimizer.load_state_dict(state['optimizer'])
+    average.weights, average.steps = state['average'], state['average_steps']
+    return state
+
+# %% ../nbs/10_flow.ipynb #10-042
+def log_line(folder:Path, record:dict):
+    "Append a record to the folder's `log.jsonl`."
+    with open(folder/'log.jsonl', 'a') as f: f.write(json.dumps(record) + '\n')
 
 @torch.no_grad()
 def sample_grid(net:NanoRestorerNet, pairs:list[Pair], embed=None) -> Tensor:  # (3, n H, 3 W)
@@ -316,7 +409,7 @@ def sample_grid(net:NanoRestorerNet, pairs:list[Pair], embed=None) -> Tensor:  #
     restored = [one_step(net, p.degraded[None].to(device), [p.diagnosis], embed)[0].cpu() for p in pairs]
     return torch.cat([torch.cat([p.degraded.clamp(0, 1), r, p.clean], 2) for p, r in zip(pairs, restored)], 1)
 
-# %% ../nbs/10_flow.ipynb #10-027
+# %% ../nbs/10_flow.ipynb #10-044
 class FlowTrainer:
     "Trains a nano restorer on a stream of pairs; resumes from `folder` when there is a checkpoint."
     def __init__(self, net:NanoRestorerNet, stream:PairStream, folder:Path|str,
@@ -345,66 +438,37 @@ class FlowTrainer:
 
     def averaged_net(self) -> NanoRestorerNet:
         "A copy of the network with the averaged weights, ready to use."
-        net = NanoRestorerNet(**self.net.config).to(self.device)
-        net.load_state_dict(self.average.weights)
-        return net.eval()
+        return averaged_copy(self.net, self.average)
 
     def save(self):
         "Write the checkpoint and the averaged weights, each whole or not at all."
         if rank(): return
-        state = dict(net=self.net.state_dict(),
-                     average=self.average.weights, average_steps=self.average.steps,
-                     optimizer=self.optimizer.state_dict(), step=self.step, elapsed=self.elapsed,
-                     settings=asdict(self.settings))
-        with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
+        write_checkpoint(self.checkpoint, self.average, self.optimizer, net=self.net.state_dict(),
+                         step=self.step, elapsed=self.elapsed, settings=asdict(self.settings))
         save_nano_restorer(self.averaged_net(), self.folder)
 
     def resume(self):
         "Go on from the checkpoint in `folder`."
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        state = read_checkpoint(self.checkpoint, self.average, self.optimizer, self.device)
         self.net.load_state_dict(state['net'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.average.weights, self.average.steps = state['average'], state['average_steps']
         self.step, self.elapsed = state['step'], state['elapsed']
 
-    def log(self, **record):
-        "Append one line to `log.jsonl`."
-        with open(self.folder/'log.jsonl', 'a') as f: f.write(json.dumps(record) + '\n')
-
     def ask_ahead(self):
-        """Have the whole pool diagnosed, by several processes where there are workers, before the first
-        update."""
-        part = AskedPart(self.batch.stream, self.predict)
-        for rows in made_ahead(part, 0, self.settings.workers, end=math.ceil(self.settings.pool / part.n)):
-            self.predict.note(rows)
-
-    def ready(self, made:tuple[Batch, list[Diagnosis]]) -> tuple[Tensor, ...]:
-        "A batch on the device, with its text, in the order of the fields of `Batch`."
-        batch, diagnoses = made
-        batch = batch.to(self.device)
-        if self.embed: batch = with_text(batch, diagnoses, self.embed)
-        if batch.text is not None and self.settings.replays > 1: batch = fixed_length(batch)
-        empty = batch.photo.new_zeros(len(batch.photo), 0)  # stands for what is not there
-        return tuple(empty if x is None else x for x in (getattr(batch, f.name) for f in fields(batch)))
+        "Have the whole pool diagnosed before the first update."
+        ask_pool(self.batch.stream, self.predict, self.settings.pool, self.settings.workers)
 
     def train_step(self) -> float:
         "One update; returns the loss."
         s = self.settings
-        if self.batches is None:
-            made = made_ahead(self.batch, self.step // s.replays, s.workers)
-            self.batches = Replay(map(self.ready, made), s.replays, s.kept, self.device)
+        if self.batches is None: self.batches = replayed(self.batch, self.step, s, self.device, self.embed)
         # other numbers than those that the batch was made with
         generator = seeded(2**31 + s.seed * 1_000_003 + self.step * processes() + rank())
-        batch = Batch(*(x if x.numel() else None for x in self.batches.draw(s.pairs, generator)))
-        if s.replays > 1: batch = cut_again(batch, s.patch, s.patches, generator)
+        batch = drawn_batch(self.batches, s, generator)
         loss = flow_loss(self.net, batch, generator if self.device.type == 'cpu'
                          else seeded(generator.initial_seed(), self.device))
-        for group in self.optimizer.param_groups: group['lr'] = learning_rate(s, self.elapsed)
         self.optimizer.zero_grad()
         loss.backward()
-        average_gradients(self.net.parameters())
-        torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.)
-        self.optimizer.step()
+        optimizer_step(self.optimizer, list(self.net.parameters()), learning_rate(s, self.elapsed))
         self.average.update(self.net)
         self.step += 1
         return loss.item()
@@ -416,7 +480,7 @@ class FlowTrainer:
                       loss=sum(self.losses) / max(1, len(self.losses)))
         if self.validate: record |= self.validate(self.averaged_net())
         self.losses = []
-        self.log(**record)
+        log_line(self.folder, record)
         if self.samples:
             write_photo(self.folder/'samples.png', sample_grid(self.averaged_net(), self.samples, self.embed),
                         overwrite=True)
@@ -428,7 +492,7 @@ class FlowTrainer:
         spend_budget(self)
         return self.averaged_net()
 
-# %% ../nbs/10_flow.ipynb #10-029
+# %% ../nbs/10_flow.ipynb #10-046
 @torch.no_grad()
 def one_step(
     net:NanoRestorerNet,
@@ -446,6 +510,7 @@ def one_step(
                 diagnosis_vectors(diagnoses).to(device))
     return (photo + f.float()).clamp(0, 1)
 
+# %% ../nbs/10_flow.ipynb #10-047
 def psnr_gain(
     pairs:list[Pair],  # sides multiples of 16
     embed=None,
@@ -464,6 +529,7 @@ def psnr_gain(
         return {k: round(sum(v) / len(v), 3) for k, v in sorted(rows.items())}
     return validate
 
+# %% ../nbs/10_flow.ipynb #10-048
 def validation_pairs(
     folder:Path|str,  # photos that are not trained on
     n:int=40,
@@ -476,7 +542,7 @@ def validation_pairs(
     streams = [PairStream(clean_photos(folder), size, r, seed) for r in recipes]
     return [streams[i % len(streams)][i] for i in range(n)]
 
-# %% ../nbs/10_flow.ipynb #10-036
+# %% ../nbs/10_flow.ipynb #10-055
 def velocity_loss(
     policy:FlowPolicy,
     clean:Tensor,  # latents of clean photos, (B, ...)
@@ -494,7 +560,7 @@ def logit_normal_times(n:int, generator:torch.Generator) -> Tensor:  # (n,) in (
     "Times to train at: most often in the middle of the path."
     return torch.randn(n, generator=generator, device=generator.device).sigmoid()
 
-# %% ../nbs/10_flow.ipynb #10-037
+# %% ../nbs/10_flow.ipynb #10-056
 def encode_pairs(
     policy:FlowPolicy,  # without guidance: it is not trained
     pairs,  # iterable of `Pair`
@@ -526,7 +592,7 @@ class EncodedPairs(torch.utils.data.Dataset):
         row = torch.load(self.files[i], map_location=self.device, weights_only=True)
         return row['clean'], self.condition(**row['cond'])
 
-# %% ../nbs/10_flow.ipynb #10-038
+# %% ../nbs/10_flow.ipynb #10-058
 @dataclass
 class LoraTraining:
     "Settings of `LoraTrainer`."
@@ -539,6 +605,7 @@ class LoraTraining:
     seed: int = 0
     save_every: int = 50  # updates between checkpoints
 
+# %% ../nbs/10_flow.ipynb #10-059
 class LoraTrainer:
     """Flow matching of those weights of a policy that require a gradient; resumes from `folder` when there
     is a checkpoint."""
@@ -560,18 +627,14 @@ class LoraTrainer:
     def save(self):
         "All that the next update depends on, whole or not at all."
         if rank(): return
-        state = dict(trained=self.trained.state_dict(),
-                     average=self.average.weights, average_steps=self.average.steps,
-                     optimizer=self.optimizer.state_dict(), step=self.step)
-        with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
+        write_checkpoint(self.checkpoint, self.average, self.optimizer,
+                         trained=self.trained.state_dict(), step=self.step)
 
     def resume(self):
         "Go on from the checkpoint."
-        state = torch.load(self.checkpoint, map_location=self.parameters[0].device, weights_only=True)
+        state = read_checkpoint(self.checkpoint, self.average, self.optimizer, self.parameters[0].device)
         self.trained.load_state_dict(state['trained'])
-        self.optimizer.load_state_dict(state['optimizer'])
-        self.average.weights, self.average.steps, self.step = (
-            state['average'], state['average_steps'], state['step'])
+        self.step = state['step']
 
     def train_step(self) -> float:
         "One update; returns the loss of this process."
@@ -585,11 +648,8 @@ class LoraTrainer:
                                  t.to(clean.device), noise.to(clean.device)).mean() / s.accumulate
             loss.backward()
             losses.append(loss.item())
-        average_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.)
-        for group in self.optimizer.param_groups:
-            group['lr'] = s.learning_rate * schedule(self.step / s.steps, s.warmup)
-        self.optimizer.step()
+        optimizer_step(self.optimizer, self.parameters,
+                       s.learning_rate * schedule(self.step / s.steps, s.warmup))
         self.average.update(self.trained)
         self.step += 1
         return sum(losses)
@@ -602,12 +662,11 @@ class LoraTrainer:
             if self.step % s.save_every and self.step < s.steps: continue
             self.save()
             if not rank():
-                with open(self.folder/'log.jsonl', 'a') as f:
-                    f.write(json.dumps(dict(step=self.step, loss=sum(self.losses) / len(self.losses))) + '\n')
+                log_line(self.folder, dict(step=self.step, loss=sum(self.losses) / len(self.losses)))
             self.losses = []
         self.trained.load_state_dict(self.average.weights)
 
-# %% ../nbs/10_flow.ipynb #10-042
+# %% ../nbs/10_flow.ipynb #10-063
 def join_processes(device:str) -> str:  # this process's own device
     "Join the other processes, where `torchrun` or `accelerate launch` started some."
     if 'RANK' not in os.environ: return device
@@ -641,7 +700,7 @@ def tune_lora(
                 LoraTraining(a.steps, a.pairs, a.learning_rate, seed=a.seed)).fit()
     if not rank(): save_lora(restorer.pipeline, a.out/'lora')
 
-# %% ../nbs/10_flow.ipynb #10-043
+# %% ../nbs/10_flow.ipynb #10-064
 def build_parser() -> argparse.ArgumentParser:
     "The options of `python -m rr.flow`."
     p = argparse.ArgumentParser(prog='python -m rr.flow',
@@ -695,7 +754,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--seed', type=int, default=0)
     return p
 
-# %% ../nbs/10_flow.ipynb #10-044
+# %% ../nbs/10_flow.ipynb #10-065
 def main(args:list[str]|None=None):
     "Command line: train a nano restorer on a folder of clean photos."
     p = build_parser()

@@ -38,6 +38,7 @@ def texture_map(
     gradient = F.pad(gradient, (0, 1, 0, 1))
     return F.avg_pool2d(gradient, WINDOW // 4, max(1, step // 4))[0, 0]
 
+# %% ../nbs/06_nano.ipynb #06-007
 def windows_of(
     image:Tensor,  # (3, H, W)
 ) -> list[tuple[int, int]]:  # (top, left) of two windows
@@ -61,7 +62,7 @@ def nano_views(
         image = reflect_pad(image, math.ceil((WINDOW - min(h, w)) / 2))
     return [overview] + [image[:, t:t + WINDOW, l:l + WINDOW] for t, l in windows_of(image)]
 
-# %% ../nbs/06_nano.ipynb #06-010
+# %% ../nbs/06_nano.ipynb #06-012
 PATCH, MERGE = 16, 2  # as in Qwen3-VL
 
 def unpatchify(
@@ -72,6 +73,7 @@ def unpatchify(
     x = patches.view(-1, rows // MERGE, columns // MERGE, MERGE, MERGE, 3, PATCH, PATCH)
     return x.permute(0, 5, 1, 3, 6, 2, 4, 7).reshape(-1, 3, rows * PATCH, columns * PATCH)
 
+# %% ../nbs/06_nano.ipynb #06-014
 class TowerBlock(nn.Module):
     "Residual block of two 3x3 convolutions."
     def __init__(self, channels:int):
@@ -82,7 +84,7 @@ class TowerBlock(nn.Module):
 
     def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
-# %% ../nbs/06_nano.ipynb #06-011
+# %% ../nbs/06_nano.ipynb #06-016
 BLOCK = PATCH * MERGE  # side of the block behind one token, pixels
 
 MEDIAN_OF_7 = ((0, 5), (0, 3), (1, 6), (2, 4), (0, 1), (3, 5), (2, 6), (2, 3), (3, 6),
@@ -98,6 +100,7 @@ def row_median(
     for i, j in MEDIAN_OF_7: x[i], x[j] = torch.minimum(x[i], x[j]), torch.maximum(x[i], x[j])
     return x[3]
 
+# %% ../nbs/06_nano.ipynb #06-019
 def block_spectra(
     pictures:Tensor,  # (N, 3, H, W), H and W multiples of 32
 ) -> Tensor:  # (N, H/32 * W/32, 5 * 32 * 17)
@@ -114,7 +117,7 @@ def block_spectra(
     power = torch.fft.rfft2(x, norm='ortho').abs().square()
     return ((power + 1e-5).log() + 5).flatten(2) / 4
 
-# %% ../nbs/06_nano.ipynb #06-013
+# %% ../nbs/06_nano.ipynb #06-021
 TONES = 40  # side of the small picture that tones are taken from
 QUANTILES = torch.tensor([0, .01, .05, .1, .25, .5, .75, .9, .95, .99, 1])
 
@@ -129,6 +132,7 @@ def tone_statistics(
     tones = torch.cat([x, low, high, dark, bright, high - low], 1).flatten(2).sort(-1).values
     return tones[..., (QUANTILES * (TONES * TONES - 1)).round().long()].flatten(1)
 
+# %% ../nbs/06_nano.ipynb #06-023
 class Gist(nn.Module):
     "One vector for a whole view: its statistics, standardised, through a perceptron."
     def __init__(self, out_size:int, hidden:int=256):
@@ -153,7 +157,7 @@ class Gist(nn.Module):
         # so many inputs: with a spread of 1 each, one update would change too much
         return self.mlp(.2 * standard)
 
-# %% ../nbs/06_nano.ipynb #06-014
+# %% ../nbs/06_nano.ipynb #06-024
 TOWER_WIDTHS, TOWER_DEPTHS = (32, 64, 128, 192), (2, 2, 2, 1)  # what ships
 
 class NanoTower(nn.Module):
@@ -204,7 +208,7 @@ class NanoTower(nn.Module):
         return BaseModelOutputWithDeepstackFeatures(
             last_hidden_state=tokens, pooler_output=tokens, deepstack_features=[])
 
-# %% ../nbs/06_nano.ipynb #06-016
+# %% ../nbs/06_nano.ipynb #06-026
 def nano_image_processor():
     """The stock image processor, set for views that are float tensors in [0, 1] with sides that are
     multiples of 32."""
@@ -212,7 +216,7 @@ def nano_image_processor():
     return Qwen2VLImageProcessor(patch_size=PATCH, merge_size=MERGE, temporal_patch_size=1, do_rescale=False,
         image_mean=[.5] * 3, image_std=[.25] * 3, size=dict(shortest_edge=32 * 32, longest_edge=1024 * 1024))
 
-# %% ../nbs/06_nano.ipynb #06-019
+# %% ../nbs/06_nano.ipynb #06-029
 SPECIAL_TOKENS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
                   '<|image_pad|>', '<|video_pad|>')
 CHAT_TEMPLATE = """{%- for message in messages -%}
@@ -226,6 +230,7 @@ CHAT_TEMPLATE = """{%- for message in messages -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
+# %% ../nbs/06_nano.ipynb #06-031
 def train_tokenizer(
     texts,  # iterable of chains of thought
     vocab_size:int=4096,
@@ -251,7 +256,7 @@ def nano_processor(tokenizer):
     return Qwen3VLProcessor(
         nano_image_processor(), tokenizer, Qwen3VLVideoProcessor(), chat_template=CHAT_TEMPLATE)
 
-# %% ../nbs/06_nano.ipynb #06-023
+# %% ../nbs/06_nano.ipynb #06-035
 def nano_reasoner_config(
     tokenizer, hidden_size:int=256, layers:int=4, heads:int=4, key_value_heads:int=2,
     tower_widths:tuple[int, ...]=TOWER_WIDTHS, tower_depths:tuple[int, ...]=TOWER_DEPTHS,
@@ -277,6 +282,7 @@ def nano_reasoner_config(
         image_token_id=ids['<|image_pad|>'], video_token_id=ids['<|video_pad|>'],
         vision_start_token_id=ids['<|vision_start|>'], vision_end_token_id=ids['<|vision_end|>'])
 
+# %% ../nbs/06_nano.ipynb #06-037
 def tower_shape(config) -> tuple[list[int], list[int]]:
     "Widths and depths of the tower; a configuration that does not name them means the default."
     vision = config.vision_config
@@ -291,7 +297,7 @@ def build_nano_reasoner(config):
     model.generation_config.pad_token_id = config.text_config.pad_token_id
     return model
 
-# %% ../nbs/06_nano.ipynb #06-030
+# %% ../nbs/06_nano.ipynb #06-044
 def save_nano_reasoner(model, processor, folder:Path|str):
     "Write configuration, tokenizer and half-precision weights, all in stock formats."
     from safetensors.torch import save_file
@@ -322,7 +328,7 @@ def load_nano_reasoner(
     model.tie_weights()
     return model.eval(), Qwen3VLProcessor.from_pretrained(folder)
 
-# %% ../nbs/06_nano.ipynb #06-034
+# %% ../nbs/06_nano.ipynb #06-048
 COLUMN = {name: i for i, name in enumerate(vector_names())}  # of the vector of a diagnosis
 SEVERITIES = [i for name, i in COLUMN.items() if name.endswith(' severity')]
 NOISE_RANGE = next(p.high for p in DEGRADATIONS['noise'].parameters if p.name == 'sigma')  # 8-bit levels
@@ -343,7 +349,7 @@ def read_blur(
                 angle=math.degrees(math.atan2(value('angle sin'), value('angle cos'))) / 2 % 180,
                 curvature=value('curvature') * curvature.high)
 
-# %% ../nbs/06_nano.ipynb #06-036
+# %% ../nbs/06_nano.ipynb #06-050
 def seamless(
     image:Tensor,  # (C, H, W)
     rows:int, columns:int,  # size of what is wanted, at least H and W
@@ -361,6 +367,7 @@ def seamless(
         image = torch.cat([image, bridge], dim)
     return image
 
+# %% ../nbs/06_nano.ipynb #06-052
 def wiener(
     image:Tensor,  # (C, H, W) blurred
     kernel:Tensor,  # (k, k), k odd, sums to 1
@@ -378,7 +385,7 @@ def wiener(
         torch.fft.rfft2(seamless(image, rows, columns)) * inverse, (rows, columns),
     )[..., :height, :width].clamp(0, 1)
 
-# %% ../nbs/06_nano.ipynb #06-038
+# %% ../nbs/06_nano.ipynb #06-054
 @torch.no_grad()
 def first_guesses(
     photo:Tensor,  # (B, 3, H, W)
@@ -395,7 +402,7 @@ def first_guesses(
         if vector[COLUMN['rain severity']] > 0: guess[6:] = row_median(image) - image
     return guesses
 
-# %% ../nbs/06_nano.ipynb #06-041
+# %% ../nbs/06_nano.ipynb #06-057
 TILE = 64  # side of the windows whose spectra are averaged, pixels
 KERNEL_WIDTHS = tuple(.4 * 1.15 ** i for i in range(21))  # 0.4 to 6.5 pixels
 KERNEL_SHAPES = (('gaussian', 0, 0), ('defocus', 0, 0),  # type, angle, curvature: degrees
@@ -415,6 +422,7 @@ def mean_power(
     return torch.fft.rfft2(
         (tiles - tiles.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square().mean(0)
 
+# %% ../nbs/06_nano.ipynb #06-059
 @lru_cache(maxsize=4096)
 def kernel_power(type:str, sigma:float, angle:float, curvature:float) -> Tensor:  # (64, 33)
     "Squared frequency response of a blur, at the frequencies of `mean_power`."
@@ -423,6 +431,7 @@ def kernel_power(type:str, sigma:float, angle:float, curvature:float) -> Tensor:
     padded = F.pad(kernel, (0, n - kernel.shape[-1], 0, n - kernel.shape[-1]))
     return torch.fft.rfft2(padded).abs().square()[::n // TILE, ::n // TILE]
 
+# %% ../nbs/06_nano.ipynb #06-062
 def misfit(
     log_power:Tensor, log_frequency:Tensor,  # (n,)
     log_response:Tensor,  # (C, n) of C kernels
@@ -437,7 +446,7 @@ def misfit(
     return ((weight * (rest + alpha * x).abs().clamp(max=2)).sum(-1)
             + .02 * ((alpha[..., 0] - slope) / spread) ** 2)
 
-# %% ../nbs/06_nano.ipynb #06-042
+# %% ../nbs/06_nano.ipynb #06-063
 @torch.no_grad()
 def measure_blur(
     image:Tensor,  # (3, H, W) in [0, 1], blurred
@@ -467,13 +476,14 @@ def measure_blur(
     names = ('type', 'sigma', 'angle', 'curvature')[:dict(linear=3, curved=4).get(shape, 2)]
     return dict(zip(names, found))
 
-# %% ../nbs/06_nano.ipynb #06-046
+# %% ../nbs/06_nano.ipynb #06-067
 def time_embedding(t:Tensor, size:int=64) -> Tensor:  # (B,) -> (B, size)
     "Sines and cosines of the flow time."
     frequency = torch.exp(torch.linspace(0, math.log(100), size // 2, device=t.device))
     angle = t.float()[:, None] * frequency * math.pi
     return torch.cat([angle.sin(), angle.cos()], -1)
 
+# %% ../nbs/06_nano.ipynb #06-068
 class TextPool(nn.Module):
     "A few learned questions, each answered by attention over the tokens of the chain of thought."
     def __init__(self, text_size:int, out_size:int, questions:int=4):
@@ -489,7 +499,7 @@ class TextPool(nn.Module):
         if mask is not None: score = score.masked_fill(~mask[:, None].bool(), -1e4)
         return self.out(torch.einsum('bqt,btd->bqd', score.softmax(-1), text).flatten(1))
 
-# %% ../nbs/06_nano.ipynb #06-047
+# %% ../nbs/06_nano.ipynb #06-069
 class FiLMBlock(nn.Module):
     "Residual block whose channels are scaled and shifted by the condition."
     def __init__(self, channels:int, cond_size:int):
@@ -506,7 +516,7 @@ class FiLMBlock(nn.Module):
         y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return x + self.conv2(F.silu(self.conv1(y) * (1 + scale) + shift))
 
-# %% ../nbs/06_nano.ipynb #06-049
+# %% ../nbs/06_nano.ipynb #06-071
 GLANCE = 64  # side of the small picture of the whole photo, pixels
 
 def glance_at(photo:Tensor) -> Tensor:  # (B, 3, H, W) -> (B, 3, 64, 64)
@@ -531,7 +541,7 @@ class Glance(nn.Module):
         x = self.body((small * 4 - 2).to(memory_format=torch.channels_last)).flatten(2)
         return self.mlp(torch.cat([x.mean(2), x.amax(2), numbers, tone_statistics(small) * 4 - 2], -1))
 
-# %% ../nbs/06_nano.ipynb #06-051
+# %% ../nbs/06_nano.ipynb #06-073
 class Survey(nn.Module):
     "A map of the whole photo, small: what a patch cannot see because it does not know where it lies."
     def __init__(self, cond_size:int, out_size:int=16, widths:tuple[int, int, int]=(24, 48, 96)):
@@ -557,7 +567,7 @@ class Survey(nn.Module):
         b = self.blocks[4](F.pixel_shuffle(self.grow[0](c), 2) + b, cond)
         return self.out(self.blocks[5](F.pixel_shuffle(self.grow[1](b), 2) + a, cond))
 
-# %% ../nbs/06_nano.ipynb #06-052
+# %% ../nbs/06_nano.ipynb #06-074
 def cut_map(
     maps:Tensor,  # (B, C, h, w) of whole photos
     place:Tensor,  # (B, 4) top, left, bottom, right of the part that is wanted, as shares of the photo
@@ -571,7 +581,7 @@ def cut_map(
     grid = F.affine_grid(theta, (*maps.shape[:2], *size), align_corners=False)
     return F.grid_sample(maps, grid, mode='bilinear', padding_mode='border', align_corners=False)
 
-# %% ../nbs/06_nano.ipynb #06-055
+# %% ../nbs/06_nano.ipynb #06-077
 class NanoRestorerNet(nn.Module):
     "Half-resolution U-Net that predicts the correction to a damaged photo."
     def __init__(self,
@@ -654,7 +664,7 @@ class NanoRestorerNet(nn.Module):
         weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))
         return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
 
-# %% ../nbs/06_nano.ipynb #06-059
+# %% ../nbs/06_nano.ipynb #06-082
 SHIPPED_RESTORERS = {'nano': 'nano-restorer', 'nano-rl': 'nano-restorer-rl'}  # name -> folder in the package
 
 def is_nano_restorer(name:Path|str) -> bool:
@@ -684,7 +694,7 @@ def load_nano_restorer(
     net.load_state_dict({k: v.float() for k, v in load_file(folder/'model.safetensors').items()})
     return net.eval()
 
-# %% ../nbs/06_nano.ipynb #06-062
+# %% ../nbs/06_nano.ipynb #06-085
 def weights_mark(net:NanoRestorerNet) -> str:
     "A fingerprint of the weights in half precision, as they are saved."
     digest = hashlib.sha256()
@@ -692,6 +702,7 @@ def weights_mark(net:NanoRestorerNet) -> str:
         digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
+# %% ../nbs/06_nano.ipynb #06-087
 @torch.no_grad()
 def save_correction(
     net:NanoRestorerNet,  # tuned
@@ -715,6 +726,7 @@ def save_correction(
         json.dumps(dict(corrects=name, mark=weights_mark(base)), indent=1) + '\n')
     save_file({k: v.half().contiguous() for k, v in factors.items()}, folder/'correction.safetensors')
 
+# %% ../nbs/06_nano.ipynb #06-089
 @torch.no_grad()
 def corrected(
     folder:Path|str,  # as `save_correction` writes it

@@ -74,12 +74,12 @@ def record(
     result,  # `Restoration`
     saved:Saved=None,  # its files, where they were saved
 ) -> dict:
-    "What `rr restore --json` prints: files, severities by kind, seconds in all, reward."
+    "Files, severities by kind, seconds in all, reward: `rr restore --json` prints these without the reward."
     return dict(input=result.name, restored=saved and str(saved.restored), trace=saved and str(saved.trace),
                 before=result.before.severities(), after=result.after.severities(),
                 seconds=round(sum(result.seconds.values()), 3), reward=round(result.reward, 4))
 
-# %% ../nbs/12_pipeline.ipynb #12-008
+# %% ../nbs/12_pipeline.ipynb #12-009
 def measurement(
     stated:Diagnosis,  # by the reasoner
     told:Diagnosis,  # to the restorer
@@ -91,6 +91,7 @@ def measurement(
     return (f"blur: {words(told.findings['blur'])}, measured on the photo's spectrum; "
             f"the reasoner had {words(stated.findings['blur'])}")
 
+# %% ../nbs/12_pipeline.ipynb #12-011
 @dataclass
 class Restoration:
     "Everything that happened to one photo."
@@ -124,7 +125,7 @@ class Restoration:
         from rr.viz import cot_html
         return cot_html(self)
 
-# %% ../nbs/12_pipeline.ipynb #12-010
+# %% ../nbs/12_pipeline.ipynb #12-013
 @contextmanager
 def _timed(seconds:dict, stage:str):
     "Adds the wall time of the block to `seconds[stage]`."
@@ -158,7 +159,7 @@ def load_reason_restore(
     shared = (first.model, first.processor) if reasoner == 'nano' else None
     return cls(first, NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared), measure=measure)
 
-# %% ../nbs/12_pipeline.ipynb #12-011
+# %% ../nbs/12_pipeline.ipynb #12-014
 class ReasonRestore:
     "The whole loop: a photo in, a `Restoration` out."
     def __init__(self,

@@ -296,6 +296,7 @@ def sign_twins(tokenizer) -> dict[int, int]:
              if t.endswith('-') and t[:-1] in vocabulary]
     return {a: b for a, b in pairs} | {b: a for a, b in pairs}
 
+# %% ../nbs/07_reasoner.ipynb #07-056
 class MedianDigits:
     "Picks the digits of numbers of known width so that the median is written, row by row of a batch."
     def __init__(self, tokenizer, digits:list[int], rows:int):
@@ -326,7 +327,7 @@ class MedianDigits:
         digit, self.ranks[row] = quantile_digit(scores[self.digits].float().softmax(0), self.ranks[row])
         return self.digits[digit]
 
-# %% ../nbs/07_reasoner.ipynb #07-056
+# %% ../nbs/07_reasoner.ipynb #07-058
 class Guide:
     """A logits processor: keeps beginning and end legal, writes medians, notes probabilities and the columns
     of the severities."""
@@ -384,7 +385,7 @@ class Guide:
         self.numbers.before = scores
         return chosen
 
-# %% ../nbs/07_reasoner.ipynb #07-062
+# %% ../nbs/07_reasoner.ipynb #07-064
 PARENT = torch.tensor([-1, 0, 0] + [1] * 10 + [2])  # of root, '0', '1', '00' .. '09', '10'
 DEPTH = torch.tensor([0, 1, 1] + [2] * 11)  # digits written so far
 
@@ -403,7 +404,7 @@ def tree_ancestors() -> Tensor:  # (14,14) bool
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
-# %% ../nbs/07_reasoner.ipynb #07-065
+# %% ../nbs/07_reasoner.ipynb #07-068
 def tree_distribution(
     log_p:Tensor,  # (..., 14, 10) log-probability of each digit after each node
 ) -> Tensor:  # (..., 101) sums to 1
@@ -412,6 +413,7 @@ def tree_distribution(
     hundred = log_p[..., 0, 1] + log_p[..., 2, 0] + log_p[..., 13, 0]
     return torch.cat([below.flatten(-2), hundred[..., None]], -1).softmax(-1)
 
+# %% ../nbs/07_reasoner.ipynb #07-070
 def expected(
     distribution:Tensor,  # (...,101)
 ) -> Tensor:  # (...,), 0..100
@@ -434,7 +436,7 @@ def spread(
     severities = torch.arange(101., device=distribution.device, dtype=distribution.dtype)
     return (distribution @ severities.square() - expected(distribution).square()).clamp_min(0).sqrt()
 
-# %% ../nbs/07_reasoner.ipynb #07-066
+# %% ../nbs/07_reasoner.ipynb #07-072
 def severity_distribution(
     model,  # a `Qwen3VLForConditionalGeneration` in eval mode
     cache,  # its key-value cache of the columns of `ids`; left longer by the tree
@@ -459,7 +461,7 @@ def severity_distribution(
                    past_key_values=cache, use_cache=True).logits.float()
     return tree_distribution(logits.log_softmax(-1)[..., digits].view(B, K, N, 10))
 
-# %% ../nbs/07_reasoner.ipynb #07-068
+# %% ../nbs/07_reasoner.ipynb #07-074
 def run(
     model,  # a `Qwen3VLForConditionalGeneration`
     processor,  # its `Qwen3VLProcessor`
@@ -478,7 +480,7 @@ def run(
             model, out.past_key_values, out.sequences, inputs['attention_mask'], sites, digits)
         return new, p.cpu()
 
-# %% ../nbs/07_reasoner.ipynb #07-076
+# %% ../nbs/07_reasoner.ipynb #07-082
 @dataclass
 class Reply:
     "What the reasoner wrote about one photo, and how sure it was."
@@ -504,7 +506,7 @@ def read_reply(text:str) -> dict:
     except CoTError as e: return dict(diagnosis=Diagnosis(), error=str(e))
     return dict(diagnosis=parsed.diagnosis, repairs=parsed.repairs)
 
-# %% ../nbs/07_reasoner.ipynb #07-079
+# %% ../nbs/07_reasoner.ipynb #07-085
 def to_replies(
     tokenizer,
     new:Tensor,  # (B,n) reply tokens
@@ -528,7 +530,7 @@ def to_replies(
         replies.append(reply)
     return replies
 
-# %% ../nbs/07_reasoner.ipynb #07-083
+# %% ../nbs/07_reasoner.ipynb #07-089
 FOUR_BIT = 4.5 / 8  # bytes a weight: 4 bits, and a float32 scale for every 64 weights
 
 def memory_needed(
@@ -552,7 +554,7 @@ def free_memory(device:torch.device) -> int:  # bytes
     import psutil
     return torch.cuda.mem_get_info(device)[0] if device.type == 'cuda' else psutil.virtual_memory().available
 
-# %% ../nbs/07_reasoner.ipynb #07-084
+# %% ../nbs/07_reasoner.ipynb #07-090
 def check_memory(name:str, config, dtype:torch.dtype, quantize:str|None, device:torch.device):
     "ReasonerError when the model cannot fit."
     needed, free = memory_needed(config, dtype, quantize), free_memory(device)
@@ -572,7 +574,7 @@ def quantization(quantize:str|None):  # None or '4bit'
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
                               bnb_4bit_compute_dtype=torch.bfloat16)
 
-# %% ../nbs/07_reasoner.ipynb #07-086
+# %% ../nbs/07_reasoner.ipynb #07-092
 QWEN_SHAPES = {  # hidden, inner, layers, heads
     '2B': (2048, 6144, 28, 16), '4B': (2560, 9728, 36, 32), '8B': (4096, 12288, 36, 32)}
 
@@ -593,7 +595,7 @@ def qwen_config(
     return Qwen3VLConfig(text_config=text, vision_config=tower | dict(num_heads=16, out_hidden_size=hidden),
                          tie_word_embeddings=not large)
 
-# %% ../nbs/07_reasoner.ipynb #07-089
+# %% ../nbs/07_reasoner.ipynb #07-095
 def one_line(error:Exception) -> str:
     "The first line of an error's message."
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -609,6 +611,7 @@ def check_folder(name:str):
     missing = [what for what, pattern in needed.items() if not any(folder.glob(pattern))]
     if missing: raise ReasonerError(f'{name}: {", ".join(missing)} missing')
 
+# %% ../nbs/07_reasoner.ipynb #07-097
 def hub_reachable() -> bool:
     "One quick try; the hub's own client would retry every file for half a minute."
     from huggingface_hub import constants
@@ -636,7 +639,7 @@ def fetch(
         raise ReasonerError(f'{name}: {what} not on this machine, and the hub cannot be reached; with a '
                             f'network, `hf download {name}` fetches it once') from e
 
-# %% ../nbs/07_reasoner.ipynb #07-090
+# %% ../nbs/07_reasoner.ipynb #07-098
 def load_qwen(
     name:str,  # folder or hub id of a Qwen3-VL model
     device:torch.device,
@@ -659,7 +662,7 @@ def load_qwen(
         raise ReasonerError(f'{name}: {len(missing)} weights missing, the first is {missing[0]}')
     return model, processor
 
-# %% ../nbs/07_reasoner.ipynb #07-091
+# %% ../nbs/07_reasoner.ipynb #07-099
 def adapter_base(name:str) -> str|None:
     "The model that the LoRA adapter in the folder `name` belongs to; None where there is no adapter."
     settings = Path(name) / 'adapter_config.json'
@@ -684,6 +687,7 @@ def adapter_kinds(name:str) -> tuple[str, ...]:
                             'register that kind first (rr.degrade.register)')
     return kinds
 
+# %% ../nbs/07_reasoner.ipynb #07-101
 def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # model, processor
     "The nano reasoner, from the package or a folder."
     try: model, processor = load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
@@ -714,7 +718,7 @@ def load_reasoner(
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
     return cls(model, processor, replace(FULL_PROMPT, question=full_question(kinds)), kinds=kinds)
 
-# %% ../nbs/07_reasoner.ipynb #07-093
+# %% ../nbs/07_reasoner.ipynb #07-103
 class Reasoner:
     "Looks at photos and writes diagnoses; the nano and the Qwen size are both this class."
     def __init__(
@@ -785,7 +789,7 @@ class Reasoner:
         count = sum(p.numel() for p in self.model.parameters())
         return f'Reasoner({count / 1e6:.1f} M parameters, {str(self.model.dtype)[6:]}, {self.device})'
 
-# %% ../nbs/07_reasoner.ipynb #07-095
+# %% ../nbs/07_reasoner.ipynb #07-105
 def severity_with_gradient(
     reasoner:Reasoner,
     images:Tensor,  # (B,3,H,W) in [0,1]

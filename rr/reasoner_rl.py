@@ -45,6 +45,7 @@ def marks(
     near = [max(0., 1 - abs(said.severity(k) - truth.severity(k)) / tolerance) for k in named | there]
     return Marks(.5 if parsed.repairs else 1., f1, sum(near) / len(near) if near else 1.)
 
+# %% ../nbs/18_reasoner_rl.ipynb #18-007
 class VerifiableReward:
     "Weighted marks of replies."
     name = 'verifiable'
@@ -58,9 +59,9 @@ class VerifiableReward:
         "Reward of each reply about one photo; `self.terms` keeps the marks."
         found = torch.tensor([marks(t, truth, self.tolerance) for t in texts]).reshape(-1, 3)
         self.terms = dict(zip(Marks._fields, found.T))
-        return found @ torch.tensor(self.weights)
+        return found @ found.new_tensor(self.weights)
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-008
+# %% ../nbs/18_reasoner_rl.ipynb #18-010
 def choices(
     opening:Opening,
     reply:list[int],  # tokens
@@ -73,6 +74,7 @@ def choices(
         node = node.get(token, {})
     return found
 
+# %% ../nbs/18_reasoner_rl.ipynb #18-012
 def choice_log_probs(
     logits:Tensor,  # (B,n,V)
     tokens:Tensor,  # (B,n) those that were written
@@ -84,7 +86,7 @@ def choice_log_probs(
     chosen = logits.gather(-1, tokens[..., None])[..., 0] / temperature
     return torch.where((legal >= 0).sum(-1) > 1, chosen - among.logsumexp(-1).nan_to_num(neginf=0.), 0.)
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-009
+# %% ../nbs/18_reasoner_rl.ipynb #18-014
 @dataclass
 class Replies:
     "A group of replies about one photo, and what it takes to ask for their probability again."
@@ -110,6 +112,7 @@ class Replies:
         "The places with a choice."
         return (self.legal >= 0).sum(-1) > 1
 
+# %% ../nbs/18_reasoner_rl.ipynb #18-016
 def sample_replies(
     reasoner:Reasoner,
     photo:Tensor,  # (3,H,W)
@@ -137,7 +140,7 @@ def sample_replies(
         for place, c in enumerate(a): legal[row, place, :len(c)] = torch.tensor(c)
     return Replies(inputs, tokens, legal.to(model.device), texts, temperature)
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-014
+# %% ../nbs/18_reasoner_rl.ipynb #18-022
 @dataclass
 class ReasonerGRPOConfig:
     "Settings of `ReasonerGRPO`."
@@ -150,6 +153,7 @@ class ReasonerGRPOConfig:
     max_grad_norm: float = 1.
     seed: int = 0
 
+# %% ../nbs/18_reasoner_rl.ipynb #18-024
 class ReasonerGRPO(GRPO):
     "Group-relative policy optimisation of what a reasoner writes."
     def __init__(self,
@@ -185,7 +189,7 @@ class ReasonerGRPO(GRPO):
         ((loss + c.kl * kl) * share).backward()
         return dict(loss=loss.item(), kl=kl.item(), ratio_off=(ratio - 1).abs()[where].max().item())
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-016
+# %% ../nbs/18_reasoner_rl.ipynb #18-026
 def severity_rows(
     reasoner:Reasoner,
     pairs:list,  # held-out `Pair`s
@@ -212,7 +216,7 @@ def mean_errors(
     errors = {k: sum(abs(r[reading][k] - r['true'][k]) for r in rows) / len(rows) for k in kinds}
     return errors | dict(all=sum(errors.values()) / len(kinds))
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-021
+# %% ../nbs/18_reasoner_rl.ipynb #18-031
 def main(args:list[str]|None=None):
     "Command line: improve a reasoner by a verifiable reward."
     p = argparse.ArgumentParser(
@@ -270,7 +274,7 @@ def main(args:list[str]|None=None):
 
 if __name__ == '__main__' and __spec__: main()  # as a command, not in a notebook
 
-# %% ../nbs/18_reasoner_rl.ipynb #18-024
+# %% ../nbs/18_reasoner_rl.ipynb #18-034
 def trl_rows(
     pairs:list,  # `Pair`s
     prompt,  # a `Prompt` without examples, such as `rr.reasoner.FULL_PROMPT`

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NFTConfig', 'holding', 'nft_loss', 'DiffusionNFT', 'GradientConfig', 'moved', 'RewardGradient', 'Curriculum',
-           'merge_lora', 'measure', 'change_table', 'write_rows', 'RunSettings', 'Run', 'reinforce', 'main']
+           'merge_lora', 'measure', 'change_table', 'write_rows', 'RunSettings', 'run_identity', 'severity_left', 'Run',
+           'reinforce', 'main']
 
 # %% ../nbs/17_reinforce.ipynb #17-004
 import argparse, json, time
@@ -16,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import atomic_path, processes, psnr, rank, seeded, sum_gradients, total
+from .core import atomic_path, processes, psnr, rank, seeded, total
 from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .flow import Predictions, WeightAverage, charbonnier, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise, measured_diagnoses
 from .rl import (
-    GRPO, GRPOConfig, SeverityReward, as_batch, content_kept, lora_off, no_guard, sample_group,
-    severity_reward, train_lora)
+    GRPO, GRPOConfig, SeverityReward, as_batch, clipped_step, content_kept, lora_off, no_guard,
+    sample_group, severity_reward, train_lora)
 from .severity import Table
 
 # %% ../nbs/17_reinforce.ipynb #17-006
@@ -37,6 +38,7 @@ class NFTConfig(GRPOConfig):
     times: int = 2  # noise levels asked for each image
     decay: float = .9  # of the old weights' running average, in each update
 
+# %% ../nbs/17_reinforce.ipynb #17-008
 @contextmanager
 def holding(
     parameters:list,
@@ -49,6 +51,7 @@ def holding(
     finally:
         for p, value in zip(parameters, kept): p.data = value
 
+# %% ../nbs/17_reinforce.ipynb #17-010
 def nft_loss(
     clean:torch.Tensor,  # latents that were rewarded, (B,...)
     x:torch.Tensor,  # between them and noise, (B,...)
@@ -65,7 +68,7 @@ def nft_loss(
     old = old.detach()
     return good * side(beta * now + (1 - beta) * old) + (1 - good) * side((1 + beta) * old - beta * now)
 
-# %% ../nbs/17_reinforce.ipynb #17-008
+# %% ../nbs/17_reinforce.ipynb #17-012
 class DiffusionNFT(GRPO):
     "Negative-aware fine-tuning of a flow policy: the same groups and rewards as `GRPO`, no probabilities."
     def __init__(self, policy, reward, config:NFTConfig=None, log=None):
@@ -106,7 +109,7 @@ class DiffusionNFT(GRPO):
         super().load_state(state)
         self.old = [value.to(p.device) for value, p in zip(state['old'], self.parameters)]
 
-# %% ../nbs/17_reinforce.ipynb #17-014
+# %% ../nbs/17_reinforce.ipynb #17-018
 @dataclass
 class GradientConfig(GRPOConfig):
     "Settings of `RewardGradient`; those of `GRPO` that concern groups and probabilities are not used."
@@ -126,6 +129,7 @@ def moved(
     images = images[..., top:images.shape[-2] - pixels + top, left:images.shape[-1] - pixels + left]
     return images.flip(-1) if torch.rand((), generator=generator) < .5 else images
 
+# %% ../nbs/17_reinforce.ipynb #17-020
 class RewardGradient(GRPO):
     """Direct fine-tuning of a flow policy by the gradient of a `SeverityReward`; photos of one size, with
     their clean photos."""
@@ -160,17 +164,15 @@ class RewardGradient(GRPO):
         distance = (charbonnier(after, clean) + spectral(after, clean) + 2e-3).log()
         self.optimizer.zero_grad(set_to_none=True)
         ((c.keep * distance.cpu() - reward).sum() / count).backward()
-        sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.max_grad_norm)
-        self.optimizer.step()
+        norm = clipped_step(self.optimizer, self.parameters, c.max_grad_norm)
         self.rewards = reward.detach()[:, None]
         self.terms = [{k: v[i:i + 1].detach() for k, v in terms.items()} for i in range(len(photos))]
         mean = lambda values: (total(values.detach().sum()) / count).item()
         return self.keep(dict(update=number, reward=mean(reward), left=mean(now.sum(1)),
-                              distance=mean(distance), grad_norm=norm.item(),
+                              distance=mean(distance), grad_norm=norm,
                               seconds=round(time.perf_counter() - began, 3)))
 
-# %% ../nbs/17_reinforce.ipynb #17-016
+# %% ../nbs/17_reinforce.ipynb #17-022
 class Curriculum:
     "Draws members of a pool, those with much severity left more often."
     def __init__(self,
@@ -188,7 +190,7 @@ class Curriculum:
         "Remember the severity that was left on them, 0-100 and more where kinds add up."
         self.left[members] = left.float().cpu()
 
-# %% ../nbs/17_reinforce.ipynb #17-019
+# %% ../nbs/17_reinforce.ipynb #17-025
 def merge_lora(
     module,  # a network with a LoRA in it
     strength:float=1.,  # share of the LoRA that is added
@@ -203,7 +205,7 @@ def merge_lora(
         setattr(module.get_submodule(parent), child, layer.get_base_layer())
     return module
 
-# %% ../nbs/17_reinforce.ipynb #17-021
+# %% ../nbs/17_reinforce.ipynb #17-027
 @torch.no_grad()
 def measure(
     restorer,  # a `NanoRestorer`
@@ -224,7 +226,7 @@ def measure(
                  for j, (p, a) in enumerate(zip(part, after))]
     return rows
 
-# %% ../nbs/17_reinforce.ipynb #17-023
+# %% ../nbs/17_reinforce.ipynb #17-029
 def change_table(
     rows:list[dict],  # of `measure`, with `restorer` and perhaps `condition`; the first judge gave the reward
     first:str,  # the restorer that the others are compared with
@@ -268,13 +270,13 @@ def change_table(
         table.append(row)
     return Table(table)
 
-# %% ../nbs/17_reinforce.ipynb #17-025
+# %% ../nbs/17_reinforce.ipynb #17-031
 def write_rows(path:Path, rows:list[dict]):
     "JSON lines, all or none."
     with atomic_path(path, overwrite=True) as file:
         file.write_text(''.join(json.dumps(r) + '\n' for r in rows))
 
-# %% ../nbs/17_reinforce.ipynb #17-026
+# %% ../nbs/17_reinforce.ipynb #17-032
 @dataclass
 class RunSettings:
     "What a run draws from, and how long it goes on."
@@ -286,6 +288,22 @@ class RunSettings:
     seed: int = 0
     average: float = 0.  # decay of the running average of the weights, `Run.averaged`; 0: it is the weights
 
+# %% ../nbs/17_reinforce.ipynb #17-034
+def run_identity(trainer:GRPO, settings:RunSettings) -> dict:
+    "What must be the same for a run to be the same run."
+    free, guard = ('updates', 'save_every'), getattr(trainer.reward, 'guard', None)
+    return dict(method=type(trainer).__name__, guard=getattr(guard, '__name__', ''),
+                **asdict(trainer.config),
+                **{f'run {k}': v for k, v in asdict(settings).items() if k not in free})
+
+def severity_left(trainer:GRPO) -> list[float]:
+    """Severity left on each photo of the last update where the reward knows it, else the reward that is
+    missing to 1."""
+    known = [terms.get('severity_after') for terms in trainer.terms]
+    return [float(100 * (1 - r.mean()) if k is None else k.sum(1).mean())
+            for k, r in zip(known, trainer.rewards)]
+
+# %% ../nbs/17_reinforce.ipynb #17-035
 class Run:
     "Updates of a trainer on a pool of pairs; resumes from `folder` when there is a checkpoint."
     def __init__(self,
@@ -323,10 +341,7 @@ class Run:
     @property
     def asked(self) -> dict:
         "What must be the same for a run to be the same run."
-        free, guard = ('updates', 'save_every'), getattr(self.trainer.reward, 'guard', None)
-        return dict(method=type(self.trainer).__name__, guard=getattr(guard, '__name__', ''),
-                    **asdict(self.trainer.config),
-                    **{f'run {k}': v for k, v in asdict(self.settings).items() if k not in free})
+        return run_identity(self.trainer, self.settings)
 
     def resume(self):
         "Go on from the checkpoint."
@@ -353,17 +368,10 @@ class Run:
         told = self.predict(pairs) if self.predict else [p.diagnosis for p in pairs]
         record = self.trainer.update([p.degraded.clamp(0, 1) for p in pairs], told, [p.clean for p in pairs])
         left = torch.zeros(s.photos)
-        for i, value in enumerate(self.left()): left[rank() * len(share) + i] = value
+        for i, value in enumerate(severity_left(self.trainer)): left[rank() * len(share) + i] = value
         self.curriculum.saw(members, total(left))
         self.average.update(self.trained)
         return record
-
-    def left(self) -> list[float]:
-        """Severity left on each photo of the last update where the reward knows it, else the reward that is
-        missing to 1."""
-        known = [terms.get('severity_after') for terms in self.trainer.terms]
-        return [float(100 * (1 - r.mean()) if k is None else k.sum(1).mean())
-                for k, r in zip(known, self.trainer.rewards)]
 
     def go(self) -> list[dict]:  # the history
         "All updates that are missing."
@@ -373,7 +381,7 @@ class Run:
                     or len(self.trainer.history) == self.settings.updates): self.save()
         return self.trainer.history
 
-# %% ../nbs/17_reinforce.ipynb #17-028
+# %% ../nbs/17_reinforce.ipynb #17-037
 def reinforce(
     a:argparse.Namespace,  # arguments of `main`
 ):
@@ -421,7 +429,7 @@ def reinforce(
     save_correction(policy.module, load_nano_restorer(a.restorer), a.out / 'correction', a.rank, a.restorer)
     if held_out: write_rows(a.out / 'after.jsonl', measure(restorer, held_out, told, judges))
 
-# %% ../nbs/17_reinforce.ipynb #17-030
+# %% ../nbs/17_reinforce.ipynb #17-039
 def main(args:list[str]|None=None):
     "Command line: improve the nano restorer by the reasoner's reward."
     p = argparse.ArgumentParser(

@@ -205,6 +205,7 @@ def tile_spans(
     tile = math.ceil((length + (n - 1) * (overlap + 16)) / n / 16) * 16
     return [(s, s + tile) for s in ((length - tile) * k // (n - 1) // 16 * 16 for k in range(n))]
 
+# %% ../nbs/09_restorer.ipynb #09-031
 def tile_weights(
     spans:list,  # from `tile_spans`
     overlap:int,  # pixels that neighbours share
@@ -221,7 +222,7 @@ def tile_weights(
         total[start:stop] += windows[-1]
     return [w / total[a:b] for w, (a, b) in zip(windows, spans)]
 
-# %% ../nbs/09_restorer.ipynb #09-030
+# %% ../nbs/09_restorer.ipynb #09-032
 def blend_tiles(
     run,  # run(rows, columns) -> (3,h,w): the result for that slice of the photo
     height:int, width:int,  # of the photo, multiples of 16
@@ -236,7 +237,7 @@ def blend_tiles(
             out[:, rows, columns] += run(rows, columns).cpu() * wy[:, None] * wx
     return out
 
-# %% ../nbs/09_restorer.ipynb #09-035
+# %% ../nbs/09_restorer.ipynb #09-037
 def check_pairs(
     images,  # list of (3,H,W) or batch (B,3,H,W), in [0,1]
     diagnoses,  # one for each image
@@ -256,7 +257,7 @@ def check_pairs(
         if not torch.isfinite(image.sum()):
             raise RestorerError('got an image with NaN or infinite values; expected values in [0,1]')
 
-# %% ../nbs/09_restorer.ipynb #09-036
+# %% ../nbs/09_restorer.ipynb #09-038
 class Restorer:
     "Repairs photos by their diagnoses: the nano network or Qwen-Image-Edit."
     policy: FlowPolicy
@@ -298,7 +299,7 @@ class Restorer:
             for image, d in zip(images, diagnoses)]
         return torch.stack(done) if isinstance(images, torch.Tensor) and done else done
 
-# %% ../nbs/09_restorer.ipynb #09-038
+# %% ../nbs/09_restorer.ipynb #09-040
 class CotReader:
     "Reads chains of thought with a frozen language model, each text once."
     def __init__(self, language_model, tokenizer, device, remember:int=256):  # remember: number of texts
@@ -325,7 +326,7 @@ class CotReader:
             hidden = self.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for text, states, real in zip(texts, hidden.float(), mask.bool()): self.states[text] = states[real]
 
-# %% ../nbs/09_restorer.ipynb #09-039
+# %% ../nbs/09_restorer.ipynb #09-041
 class NanoRestorer(Restorer):
     "The small network of this package, on any device and for photos of any size."
     def __init__(self,
@@ -378,7 +379,7 @@ class NanoRestorer(Restorer):
         if height * width <= self.tile ** 2: return run(slice(None), slice(None))[:, :h, :w]
         return blend_tiles(run, height, width, self.tile, self.overlap, self.overlap // 4)[:, :h, :w]
 
-# %% ../nbs/09_restorer.ipynb #09-041
+# %% ../nbs/09_restorer.ipynb #09-043
 def measured(
     image:torch.Tensor,  # (3,H,W) in [0,1], the damaged photo
     diagnosis,  # a reasoner's `Diagnosis` of it
@@ -403,7 +404,7 @@ def measured_diagnoses(
     "What the restorer is told of photos in use: so it should be told while it learns."
     return [measured(p.clamp(0, 1), d) for p, d in zip(photos, reasoner.diagnose(photos))]
 
-# %% ../nbs/09_restorer.ipynb #09-076
+# %% ../nbs/09_restorer.ipynb #09-078
 INSTRUCTION = (
     'Restore this photo: remove the damage listed below and nothing else. Same scene, same framing, same '
     'colours and textures, every object in its place; add nothing.')
@@ -430,7 +431,7 @@ def fit_prompt(
     while len(tokenizer(cut := tokenizer.decode(ids[:keep]))['input_ids']) > max_tokens: keep -= 1
     return cut.rstrip('\ufffd')
 
-# %% ../nbs/09_restorer.ipynb #09-079
+# %% ../nbs/09_restorer.ipynb #09-081
 def working_size(
     height:int, width:int,  # of the photo
     pixels:int=1024 * 1024,  # area to work at
@@ -444,7 +445,7 @@ def working_size(
     wide = math.sqrt(pixels * ratio)
     return tuple(max(1, round(n / multiple)) * multiple for n in (wide / ratio, wide))
 
-# %% ../nbs/09_restorer.ipynb #09-082
+# %% ../nbs/09_restorer.ipynb #09-084
 class QwenLatents:
     "The image side of a Qwen-Image-Edit pipeline: images to latents to tokens, and back."
     def __init__(self,
@@ -485,7 +486,7 @@ class QwenLatents:
         scale = self.pipeline.vae_scale_factor
         return self.pipeline._unpack_latents(tokens, *(n * scale for n in like.shape[-2:]), scale)[:, :, 0]
 
-# %% ../nbs/09_restorer.ipynb #09-084
+# %% ../nbs/09_restorer.ipynb #09-086
 @dataclass
 class QwenCondition:
     "What the Qwen transformer is given beside `x` and `t`."
@@ -495,6 +496,7 @@ class QwenCondition:
     negative: torch.Tensor | None = None  # the same for the negative prompt
     negative_mask: torch.Tensor | None = None
 
+# %% ../nbs/09_restorer.ipynb #09-088
 def stack_texts(
     pairs,  # [((1,T,D) states, (1,T) mask or None)]
 ):  # (B,T,D), (B,T) or None
@@ -520,7 +522,7 @@ def read_prompts(
         pairs.append(pipeline.encode_prompt(prompt=prompt, image=[seen], device=pipeline._execution_device))
     return stack_texts(pairs)
 
-# %% ../nbs/09_restorer.ipynb #09-086
+# %% ../nbs/09_restorer.ipynb #09-090
 def qwen_times(
     scheduler,  # FlowMatchEulerDiscreteScheduler of the model
     steps:int,
@@ -535,6 +537,7 @@ def qwen_times(
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), mu=mu)
     return scheduler.sigmas.cpu()
 
+# %% ../nbs/09_restorer.ipynb #09-092
 def guide(
     v:torch.Tensor,  # velocity for the prompt, tokens (B,N,C)
     away:torch.Tensor,  # velocity for the negative prompt
@@ -544,7 +547,7 @@ def guide(
     guided = away + scale * (v - away)
     return guided * (v.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
 
-# %% ../nbs/09_restorer.ipynb #09-088
+# %% ../nbs/09_restorer.ipynb #09-094
 class QwenFlowPolicy(FlowPolicy):
     "The flow `noise -> clean latents` of Qwen-Image-Edit; the photo is given as extra tokens."
     def __init__(self,
@@ -602,7 +605,7 @@ class QwenFlowPolicy(FlowPolicy):
                           img_shapes=[[grid, grid]] * len(x), return_dict=False)[0]
         return out[:, :tokens.shape[1]]
 
-# %% ../nbs/09_restorer.ipynb #09-090
+# %% ../nbs/09_restorer.ipynb #09-096
 OFFLOADS = ('none', 'model', 'group', 'sequential')
 PARTS = ('transformer', 'text_encoder', 'vae')
 
@@ -615,6 +618,7 @@ class PartMemory:
     outside: int  # bytes outside of its repeated blocks
     leaf: int  # bytes of its largest single layer
 
+# %% ../nbs/09_restorer.ipynb #09-098
 def part_memory(
     module:nn.Module,  # on any device, `meta` included
     dtype:torch.dtype,  # of weights that are not quantised
@@ -634,7 +638,7 @@ def part_memory(
                       round(max(blocks, default=0)), round(total(module) - sum(blocks)),
                       round(max(size(m) for m in module.modules())))
 
-# %% ../nbs/09_restorer.ipynb #09-091
+# %% ../nbs/09_restorer.ipynb #09-099
 @dataclass(frozen=True)
 class MemoryPlan:
     "What the weights of a pipeline need, before they are loaded; the images being worked on come on top."
@@ -661,7 +665,7 @@ class MemoryPlan:
                     f"{free / 1e9:.1f} GB are free: use a larger machine, quantize='4bit', "
                     "offload='model' (with a GPU), or the restorer 'nano'")
 
-# %% ../nbs/09_restorer.ipynb #09-092
+# %% ../nbs/09_restorer.ipynb #09-100
 def free_memory(device:torch.device) -> int:  # bytes
     "Memory that is free on `device` now."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
@@ -679,7 +683,7 @@ def memory_plan(
     return MemoryPlan({k: part_memory(m, dtype, None if k == 'vae' else quantize)
                        for k, m in modules.items()})
 
-# %% ../nbs/09_restorer.ipynb #09-094
+# %% ../nbs/09_restorer.ipynb #09-102
 def find_configs(
     name,  # folder or hub id
 ) -> Path:  # folder with model_index.json and the config of every part
@@ -699,7 +703,7 @@ def find_configs(
         raise RestorerError(f'{name}: incomplete, files missing in {", ".join(missing)}: download it again')
     return folder
 
-# %% ../nbs/09_restorer.ipynb #09-095
+# %% ../nbs/09_restorer.ipynb #09-103
 def missing_weights(folder:Path) -> list[str]:
     "Weight files that a part's index names and that are not there; the usual name if there is none at all."
     if indexes := list(folder.glob('*.safetensors.index.json')):
@@ -720,7 +724,7 @@ def meta_parts(
                 'vae': build(AutoencoderKLQwenImage, 'vae'),
                 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-096
+# %% ../nbs/09_restorer.ipynb #09-104
 def full_size_parts() -> dict:  # part -> module without memory
     "The networks of Qwen-Image-Edit in their published shape, on the `meta` device; needs no file of theirs."
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -733,7 +737,7 @@ def full_size_parts() -> dict:  # part -> module without memory
         return {'transformer': QwenImageTransformer2DModel(), 'vae': AutoencoderKLQwenImage(),
                 'text_encoder': Qwen2_5_VLForConditionalGeneration(config)}
 
-# %% ../nbs/09_restorer.ipynb #09-102
+# %% ../nbs/09_restorer.ipynb #09-110
 def pipeline_class(folder:Path):
     "The pipeline class that model_index.json names."
     import diffusers
@@ -743,7 +747,7 @@ def pipeline_class(folder:Path):
             f'{folder.name}: got a {name}; expected a model such as Qwen/Qwen-Image-Edit-2509')
     return getattr(diffusers, name)
 
-# %% ../nbs/09_restorer.ipynb #09-103
+# %% ../nbs/09_restorer.ipynb #09-111
 def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     "The pipeline with its weights, placed as `offload` says."
     options = {}
@@ -762,7 +766,7 @@ def load_pipeline(cls, name, device, dtype, quantize=None, offload='none'):
     else: pipeline.enable_group_offload(device, num_blocks_per_group=1, use_stream=device.type == 'cuda')
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-104
+# %% ../nbs/09_restorer.ipynb #09-112
 class QwenRestorer(Restorer):
     "Qwen-Image-Edit through its `diffusers` pipeline."
     default_steps = 40
@@ -828,7 +832,7 @@ class QwenRestorer(Restorer):
         self.pipeline.maybe_free_model_hooks()
         return F.interpolate(made, image.shape[-2:], mode='bicubic', antialias=True)[0].clamp(0, 1)
 
-# %% ../nbs/09_restorer.ipynb #09-106
+# %% ../nbs/09_restorer.ipynb #09-114
 BYTE_SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>',
                  '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>')
 
@@ -840,7 +844,7 @@ def byte_processor():
     tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=list(BYTE_SPECIALS[1:]))
     return Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
 
-# %% ../nbs/09_restorer.ipynb #09-107
+# %% ../nbs/09_restorer.ipynb #09-115
 def tiny_text_encoder(tokenizer):
     "A stock Qwen2.5-VL with two layers of 16 channels and random weights."
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -855,7 +859,7 @@ def tiny_text_encoder(tokenizer):
         image_token_id=number('<|image_pad|>'), video_token_id=number('<|video_pad|>'),
         vision_start_token_id=number('<|vision_start|>'), vision_end_token_id=number('<|vision_end|>')))
 
-# %% ../nbs/09_restorer.ipynb #09-108
+# %% ../nbs/09_restorer.ipynb #09-116
 def tiny_qwen_pipeline(
     plus:bool=True,  # as Qwen-Image-Edit-2509 and 2511; False: as the first Qwen-Image-Edit
     zero_cond_t:bool=False,  # True as in 2511: the photo's tokens are told t = 0
@@ -882,7 +886,7 @@ def tiny_qwen_pipeline(
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
-# %% ../nbs/09_restorer.ipynb #09-118
+# %% ../nbs/09_restorer.ipynb #09-126
 LORA_TARGETS = ('to_q', 'to_k', 'to_v', 'to_out.0', 'add_q_proj', 'add_k_proj', 'add_v_proj', 'to_add_out')
 
 def add_lora(

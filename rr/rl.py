@@ -8,8 +8,8 @@ __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_ste
            'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
            'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
            'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'window_at', 'sample_group', 'at_size',
-           'step_divergence', 'normalised_log_ratio', 'step_weights', 'group_gradient', 'GRPO', 'check_trainer',
-           'train_lora', 'lora_off', 'without_lora']
+           'step_divergence', 'normalised_log_ratio', 'step_weights', 'group_gradient', 'reward_record', 'clipped_step',
+           'GRPO', 'check_trainer', 'train_lora', 'lora_off', 'without_lora']
 
 # %% ../nbs/11_rl.ipynb #11-003
 import json, math, time
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .core import processes, rank, seeded, sum_gradients, total
+from .core import rank, seeded, sum_gradients, total
 from .degrade import KINDS
 from .restorer import FlowPolicy, draw_noise
 
@@ -297,6 +297,7 @@ def as_batch(
         images = torch.stack(list(images))
     return images[None] if images.ndim == 3 else images
 
+# %% ../nbs/11_rl.ipynb #11-046
 class SeverityReward:
     "How much severity a restoration removed, as far as it kept the content, less what it brought in."
     name = 'severity'
@@ -321,7 +322,7 @@ class SeverityReward:
         reward, self.terms = severity_reward(b, a, guard, self.weights)
         return reward
 
-# %% ../nbs/11_rl.ipynb #11-046
+# %% ../nbs/11_rl.ipynb #11-048
 class MetricGain:
     "Gain of a pyiqa metric from the photo to the restored photo; 'psnr' and 'ssim' ask for a clean photo."
     def __init__(self,
@@ -341,7 +342,7 @@ class MetricGain:
         self.terms = dict(before=b, after=a)
         return (a - b) * (-1 if metric.lower_better else 1)
 
-# %% ../nbs/11_rl.ipynb #11-048
+# %% ../nbs/11_rl.ipynb #11-050
 class Advantages(NamedTuple):
     "Advantage of every member of every group, and which groups have something to say"
     values: torch.Tensor  # (G,n); 0 in dropped groups
@@ -363,19 +364,19 @@ def advantages(
     values = ((rewards - rewards.mean(1, keepdim=True)) / (spread + 1e-4)).clamp(-clip, clip)
     return Advantages(values * kept[:, None], kept)
 
-# %% ../nbs/11_rl.ipynb #11-054
+# %% ../nbs/11_rl.ipynb #11-056
 def policy_loss(
     log_prob:torch.Tensor,  # of the steps taken, under the policy as it is now, (B,)
     old_log_prob:torch.Tensor,  # under the policy that took them, (B,)
     advantage:torch.Tensor,  # (B,)
-    clip:float=1e-4,  # ratios further than this from 1 get no gradient
+    clip:float=1e-4,  # a ratio that is further than this from 1, on the advantage's side, gets no gradient
 ) -> tuple[torch.Tensor, torch.Tensor]:  # loss (scalar), ratios (B,)
     "The clipped policy-gradient loss of PPO, to be minimised."
     ratio = (log_prob - old_log_prob).exp()
     worst = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
     return -worst.mean(), ratio
 
-# %% ../nbs/11_rl.ipynb #11-059
+# %% ../nbs/11_rl.ipynb #11-061
 @dataclass
 class GRPOConfig:
     "Settings of `GRPO`; the defaults suit the nano restorer on a CPU."
@@ -393,6 +394,7 @@ class GRPOConfig:
     max_grad_norm: float = 1.
     seed: int = 0
 
+# %% ../nbs/11_rl.ipynb #11-063
 def window_at(
     config:GRPOConfig,
     update:int,  # number of the update, from 0
@@ -406,7 +408,7 @@ def window_at(
     first = update // config.shift % (chances - config.window + 1)
     return first, first + config.window
 
-# %% ../nbs/11_rl.ipynb #11-061
+# %% ../nbs/11_rl.ipynb #11-066
 def sample_group(
     policy:FlowPolicy,
     photo:torch.Tensor,  # (3,H,W)
@@ -421,7 +423,7 @@ def sample_group(
     start = policy.start(photos, seed)
     return cond, sample_with_log_probs(policy, cond, start, c.steps, c.eta, c.step, seeded(seed + 1), window)
 
-# %% ../nbs/11_rl.ipynb #11-062
+# %% ../nbs/11_rl.ipynb #11-067
 def at_size(
     images:torch.Tensor,  # (B,3,h,w); an editing model works at a size of its own
     size:tuple[int, int],  # (H, W) of the photo
@@ -430,7 +432,7 @@ def at_size(
     if tuple(images.shape[-2:]) == tuple(size): return images.clamp(0, 1)
     return F.interpolate(images, tuple(size), mode='bicubic', antialias=True).clamp(0, 1)
 
-# %% ../nbs/11_rl.ipynb #11-064
+# %% ../nbs/11_rl.ipynb #11-069
 def step_divergence(
     policy:FlowPolicy, reference,  # reference: velocity (x, t, cond) -> v
     cond, rollout:Rollout, k:int,  # the path and which of its steps
@@ -443,7 +445,7 @@ def step_divergence(
         mean = STEPS[r.step](x, v, r.times[k], r.times[k + 1], r.eta, *start, taken=x).mean
     return ((now.mean - mean)**2).mean() / (2 * now.std**2)
 
-# %% ../nbs/11_rl.ipynb #11-066
+# %% ../nbs/11_rl.ipynb #11-071
 def normalised_log_ratio(
     now:Step,  # the step under the policy as it is now
     old_log_prob:torch.Tensor,  # under the policy that took it, (B,)
@@ -463,7 +465,7 @@ def step_weights(rollout:Rollout) -> list[float]:  # one a step, 1 on average ov
     steep = {k: 1 / slope(k) for k in r.decisions}
     return [steep.get(k, 0.) * len(steep) / sum(steep.values()) for k in range(len(r.stds))]
 
-# %% ../nbs/11_rl.ipynb #11-072
+# %% ../nbs/11_rl.ipynb #11-077
 def _mean(values) -> float: return sum(values) / len(values) if values else 0.
 
 def group_gradient(
@@ -491,7 +493,29 @@ def group_gradient(
     return dict(loss=_mean(losses), kl=_mean([d.item() for d in divergences]), ratio_off=off.max().item(),
                 clipped=(off > config.clip).float().mean().item())
 
-# %% ../nbs/11_rl.ipynb #11-074
+# %% ../nbs/11_rl.ipynb #11-079
+def reward_record(
+    rewards:torch.Tensor,  # (G,n) of this process
+    kept:torch.Tensor,  # (G,) bool, as in `Advantages`
+) -> dict:
+    "For the log, over the groups of all processes: mean and best reward, spread in a group, groups dropped."
+    count = total(torch.tensor(float(len(rewards))))
+    mean = lambda values: (total(values.sum()) / count).item()
+    return dict(reward=mean(rewards.mean(1)), best=mean(rewards.max(1).values),
+                spread=mean(rewards.std(1, unbiased=False)), dropped=int(total((~kept).sum())))
+
+def clipped_step(
+    optimizer:torch.optim.Optimizer,
+    parameters:list,  # with the gradients of this process
+    max_norm:float,
+) -> float:  # norm of the gradient before it was clipped
+    "One step of the optimiser along the gradients of all processes, clipped."
+    sum_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    return norm.item()
+
+# %% ../nbs/11_rl.ipynb #11-081
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     compares = True  # restorations of a photo with each other, so that there must be two or more
@@ -536,10 +560,8 @@ class GRPO:
             groups.append(group); rewards.append(reward)
             self.terms.append(getattr(self.reward, 'terms', {}))
         self.rewards = torch.stack(rewards)
-        adv, count = advantages(self.rewards), len(photos)
-        mean = lambda values: (total(values.sum()) / total(torch.tensor(float(count)))).item()
-        record = dict(update=number, reward=mean(self.rewards.mean(1)), best=mean(self.rewards.max(1).values),
-                      spread=mean(self.rewards.std(1, unbiased=False)), dropped=int(total((~adv.kept).sum())))
+        adv = advantages(self.rewards)
+        record = dict(update=number) | reward_record(self.rewards, adv.kept)
         kept = total(adv.kept.sum()).item()
         for _ in range(c.epochs if kept else 0): record |= self.step(groups, adv, 1 / kept)
         return self.keep(record | dict(seconds=round(time.perf_counter() - began, 3)))
@@ -549,10 +571,8 @@ class GRPO:
         self.optimizer.zero_grad(set_to_none=True)
         kept, values = adv.kept.nonzero().flatten().tolist(), adv.values.to(self.parameters[0].device)
         reports = [self.gradient(*groups[i], values[i], share) for i in kept]
-        sum_gradients(self.parameters)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
-        return {k: _mean([r[k] for r in reports]) for k in (reports or [{}])[0]} | dict(grad_norm=norm.item())
+        norm = clipped_step(self.optimizer, self.parameters, self.config.max_grad_norm)
+        return {k: _mean([r[k] for r in reports]) for k in (reports or [{}])[0]} | dict(grad_norm=norm)
 
     def gradient(self, cond, rollout:Rollout, seed:int, advantage:torch.Tensor, share:float) -> dict:
         """Add the gradient of one group's loss; averages for the log. `seed` is the group's own, for losses
@@ -579,7 +599,7 @@ class GRPO:
         self.optimizer.load_state_dict(state['optimizer'])
         self.history = list(state['history'])
 
-# %% ../nbs/11_rl.ipynb #11-075
+# %% ../nbs/11_rl.ipynb #11-082
 def check_trainer(trainer:GRPO):
     "ValueError for settings with which nothing could be learned."
     c = trainer.config
@@ -588,7 +608,7 @@ def check_trainer(trainer:GRPO):
         raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
     if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')
 
-# %% ../nbs/11_rl.ipynb #11-086
+# %% ../nbs/11_rl.ipynb #11-093
 def train_lora(
     policy:FlowPolicy,  # its network is frozen, and gets the LoRA
     rank:int=8,

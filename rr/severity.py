@@ -281,6 +281,7 @@ def damage_along_ramp(
         out.append(degradation.apply(image, params, generator, depth).clamp(0, 1))
     return torch.stack(out)
 
+# %% ../nbs/02_severity.ipynb #02-059
 def ramp_losses(
     photos:Sequence[torch.Tensor], # (3, H, W) each, both sides at least 161 pixels
     kinds:Sequence[str]|None=None, # All registered ones by default
@@ -305,11 +306,11 @@ def ramp_losses(
             losses[kind] = np.array(rows)
     return losses
 
-# %% ../nbs/02_severity.ipynb #02-059
 def joined(parts:Sequence[dict])->dict: # kind -> array of all photos
     "Losses by kind of several groups of photos, one after the other."
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
 
+# %% ../nbs/02_severity.ipynb #02-062
 POOL = np.linspace(0, 1, 41)[1:] # positions of the reference losses
 
 @dataclass
@@ -345,10 +346,11 @@ class FusedLoss:
         values, first = np.unique(np.concatenate([[0], pool]), return_index=True)
         return values, first / len(pool)
 
-# %% ../nbs/02_severity.ipynb #02-061
+# %% ../nbs/02_severity.ipynb #02-064
 KNOTS = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100) # severities in the table
 REACH = .99 # share of the top of the scale that the weakest kind must reach
 
+# %% ../nbs/02_severity.ipynb #02-066
 def rising(
     y:np.ndarray, # (n,)
 )->np.ndarray: # (n,), never falling
@@ -366,6 +368,7 @@ def ramp_curve(loss:np.ndarray)->np.ndarray: # (photos, stations) -> (1 + statio
     mean = np.concatenate([[0], loss.mean(0)])
     return rising(mean) + 1e-6 * np.arange(len(mean))
 
+# %% ../nbs/02_severity.ipynb #02-069
 def calibrate(
     losses:dict, # as `ramp_losses` returns it
     provenance:str='', # what the photos were, and the command
@@ -390,7 +393,7 @@ def strictly_rising(positions:list[float], step:float=1e-3)->list[float]:
     for i in range(1, len(out)): out[i] = max(out[i], round(out[i - 1] + step, 5))
     return [round(p, 5) for p in out]
 
-# %% ../nbs/02_severity.ipynb #02-066
+# %% ../nbs/02_severity.ipynb #02-074
 def residual(
     photos:Sequence[torch.Tensor], # (3, H, W) each: not those that the table was made from
     kinds:Sequence[str]|None=None, # All that the table knows by default
@@ -410,7 +413,7 @@ def residual(
     return Residual(list(severities), every, losses,
                     {k: fuse(v[:, :len(fuse.metrics)]) for k, v in losses.items()}, table['top'], fuse.pools)
 
-# %% ../nbs/02_severity.ipynb #02-067
+# %% ../nbs/02_severity.ipynb #02-075
 @dataclass
 class Residual:
     "Losses at equal severity, and what can be asked of them."
@@ -457,7 +460,7 @@ class Residual:
                       for k, v in self.losses.items()],
                      'Does the mean of each metric get worse at every step?')
 
-# %% ../nbs/02_severity.ipynb #02-072
+# %% ../nbs/02_severity.ipynb #02-080
 def place_kind(
     kind:str, # A registered kind
     photos:Sequence[torch.Tensor], # (3, H, W) each, both sides at least 161 pixels
@@ -472,7 +475,7 @@ def place_kind(
     positions = [float(np.interp(table['top'] * s / 100, curve, [0, *stations])) for s in table['severity']]
     return table | dict(kinds=table['kinds'] | {kind: strictly_rising(positions)})
 
-# %% ../nbs/02_severity.ipynb #02-077
+# %% ../nbs/02_severity.ipynb #02-085
 def interaction(
     photos:Sequence[torch.Tensor], # (3, H, W) each
     first:str, second:str, # Kinds
@@ -490,6 +493,7 @@ def interaction(
         total += _loss(quality(made, clean.expand_as(made), metric).numpy().reshape(total.shape), metric)
     return total / len(photos)
 
+# %% ../nbs/02_severity.ipynb #02-087
 def plot_interaction(
     loss:np.ndarray, # As `interaction` returns it
     first:str, second:str,

@@ -183,6 +183,7 @@ def reply_lines(
         lines += [[(part, probability)] for part in rest]
     return [[piece for piece in line if piece[0]] for line in lines]
 
+# %% ../nbs/04_viz.ipynb #04-036
 def line_seconds(
     reply, # a reasoner's `Reply`, or anything else
 )->list: # of float, one a line; empty where the reply does not know when its tokens came
@@ -194,6 +195,7 @@ def line_seconds(
         ends += [time] * str(token).count('\n')
     return [end - start for start, end in zip([0., *ends], ends)]
 
+# %% ../nbs/04_viz.ipynb #04-038
 def line_html(
     line:list, # of (str, probability or None)
     folded:int=9, # stages beyond this one start folded
@@ -211,7 +213,7 @@ def line_html(
     head = f'<summary>{escape(stage[1])} {escape(stage[2])}{took}</summary>'
     return f'<details{" open" if is_open else ""}>{head}<p>{body}</p></details>'
 
-# %% ../nbs/04_viz.ipynb #04-034
+# %% ../nbs/04_viz.ipynb #04-039
 STYLE = '''<style>
 .rr{font:14px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:60rem}
 .rr details{border-left:3px solid #ddd;margin:.3rem 0;padding:.1rem .8rem}
@@ -238,7 +240,7 @@ def stages_html(
     lines = reply_lines(text, tokens, probabilities)
     return ''.join(line_html(line, folded, took) for line, took in zip_longest(lines, seconds[:len(lines)]))
 
-# %% ../nbs/04_viz.ipynb #04-037
+# %% ../nbs/04_viz.ipynb #04-042
 def bars_html(
     before, after=None, # as `severity_values` takes them
 )->str:
@@ -257,7 +259,7 @@ def _bar_row(kind, head, when, value, tone=''):
     track = f'<span class="track" role="img" aria-label="{label}">{bar}</span>'
     return f'<tr><td>{head}</td><td>{when}</td><td>{track}</td><td>{value:.0f}</td></tr>'
 
-# %% ../nbs/04_viz.ipynb #04-040
+# %% ../nbs/04_viz.ipynb #04-045
 def data_uri(
     image, # picture: anything that `to_tensor` takes
     alpha=None, # (1, H, W), where the photo has one
@@ -276,7 +278,7 @@ def figure_html(photo, caption:str, name:str='photo', longest:int=960)->str:
     image = f'<img src="{uri}" alt="{escape(name)}, {escape(caption)}">'
     return f'<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>'
 
-# %% ../nbs/04_viz.ipynb #04-041
+# %% ../nbs/04_viz.ipynb #04-046
 def cot_html(
     trace, # text, `Diagnosis`, a reasoner's `Reply`, or a whole `Restoration`
     probabilities=None, # of float, one a token: only with `tokens`
@@ -292,6 +294,7 @@ def cot_html(
         body = stages_html(text, tokens, probabilities, folded, line_seconds(trace)) + notes_html(trace)
     return Markup(f'{STYLE}<div class="rr">{body}</div>')
 
+# %% ../nbs/04_viz.ipynb #04-048
 def notes_html(
     reply, # `Reply`, or anything with `repairs` and `error`
 )->str:
@@ -316,7 +319,7 @@ def restoration_html(
     bars += bars_html(trace.severity_before, trace.severity_after)
     return ''.join([*photos, bars, edited, stages, notes_html(trace.reply)])
 
-# %% ../nbs/04_viz.ipynb #04-046
+# %% ../nbs/04_viz.ipynb #04-053
 def parameters_html(
     diagnosis:Diagnosis,
 )->str:
@@ -335,6 +338,7 @@ def rows_html(
     lines = [''.join(f'<td>{escape(cell)}</td>' for cell in row) for row in rows]
     return '<table>' + ''.join(f'<tr>{line}</tr>' for line in lines) + '</table>'
 
+# %% ../nbs/04_viz.ipynb #04-056
 def trace_page(
     trace, # `Restoration`
     title:str=None, # default: the photo's name

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['png_bytes', 'shrink', 'Picture', 'Busy', 'SeverityExplorer', 'explorer_report', 'TraceViewer', 'trace_bars',
-           'trace_photos', 'Compare', 'WhatIf', 'StepScrubber', 'DatasetBrowser', 'GroupViewer', 'RLMonitor']
+           'trace_photos', 'Compare', 'WhatIf', 'StepScrubber', 'DatasetBrowser', 'GroupViewer', 'run_figure',
+           'RLMonitor']
 
 # %% ../nbs/13_widgets.ipynb #13-002
 import base64, io, json
@@ -105,6 +106,7 @@ class SeverityExplorer(widgets.HBox):
         made, self.report.value = self._cached(key, self.seed.value)
         self.picture.show(made.image, f'the photo with {severities_line(Diagnosis.from_degraded(made))}')
 
+# %% ../nbs/13_widgets.ipynb #13-012
 def explorer_report(
     clean, # (3, h, w)
     made:Degraded, # the damaged photo and its parameters
@@ -114,7 +116,7 @@ def explorer_report(
     body = f'{bars_html(truth)}<p>PSNR {score:.1f} dB</p>{parameters_html(truth)}'
     return f'{STYLE}<div class="rr">{body}</div>'
 
-# %% ../nbs/13_widgets.ipynb #13-021
+# %% ../nbs/13_widgets.ipynb #13-022
 class TraceViewer(widgets.VBox):
     "A chain of thought that unfolds by stages; bars before and after, and the photos, where they are known."
     def __init__(
@@ -142,7 +144,7 @@ class TraceViewer(widgets.VBox):
         body = stages_html(self.text, tokens, sure, self.unfolded.value, line_seconds(self.reply))
         self.page.value = f'{STYLE}<div class="rr">{body}{notes_html(self.reply)}</div>'
 
-# %% ../nbs/13_widgets.ipynb #13-022
+# %% ../nbs/13_widgets.ipynb #13-023
 def trace_bars(
     trace, # text, `Diagnosis`, `Reply` or `Restoration`
 )->str: # HTML; '' for text
@@ -162,7 +164,7 @@ def trace_photos(
     shown = {'the photo as it came in': trace.photo, 'the restored photo': trace.restored}
     return [widgets.HBox([Picture(shrink(photo.image, longest), alt) for alt, photo in shown.items()])]
 
-# %% ../nbs/13_widgets.ipynb #13-029
+# %% ../nbs/13_widgets.ipynb #13-030
 class Compare(widgets.VBox):
     "Two photos of one size in one frame: left of the curtain the one, right of it the other."
     def __init__(self,
@@ -188,7 +190,7 @@ class Compare(widgets.VBox):
         self.picture.show(
             both, f'{self.names[0]} on the left {self.curtain.value}%, {self.names[1]} on the right')
 
-# %% ../nbs/13_widgets.ipynb #13-034
+# %% ../nbs/13_widgets.ipynb #13-035
 class WhatIf(widgets.VBox):
     "Edit the diagnosis of a photo, by slider or as text; the restoration follows."
     def __init__(self,
@@ -252,7 +254,7 @@ class WhatIf(widgets.VBox):
         self.restored.show(image, f'restored under {severities_line(diagnosis)}')
         self.note.value = escape('; '.join(repairs))
 
-# %% ../nbs/13_widgets.ipynb #13-039
+# %% ../nbs/13_widgets.ipynb #13-040
 class StepScrubber(widgets.VBox):
     "The flow from photo to result: the state at each step, and the clean photo that it points at."
     def __init__(self,
@@ -285,7 +287,7 @@ class StepScrubber(widgets.VBox):
         self.ahead.show(ahead, f'the clean photo that the flow points at from t = {t:.2f}')
         self.label.value = f't = {t:.2f}: now, and where it would end'
 
-# %% ../nbs/13_widgets.ipynb #13-044
+# %% ../nbs/13_widgets.ipynb #13-045
 class DatasetBrowser(widgets.VBox):
     "Leaf through pairs, filtered by kind and severity."
     def __init__(self,
@@ -340,7 +342,7 @@ class DatasetBrowser(widgets.VBox):
         self.report.value = (f'{STYLE}<div class="rr">{bars_html(pair.diagnosis)}'
                              f'{parameters_html(pair.diagnosis)}</div>')
 
-# %% ../nbs/13_widgets.ipynb #13-049
+# %% ../nbs/13_widgets.ipynb #13-050
 class GroupViewer(widgets.VBox):
     "The members of a group with rewards and advantages, and their differences from the mean, enlarged."
     def __init__(self,
@@ -372,7 +374,29 @@ class GroupViewer(widgets.VBox):
             label.value = f'member {i}: reward {self.rewards[i]:.3f}, advantage {self.advantages[i]:+.1f}'
             picture.show(shown.clamp(0, 1), label.value)
 
-# %% ../nbs/13_widgets.ipynb #13-054
+# %% ../nbs/13_widgets.ipynb #13-055
+def run_figure(
+    history:list, # records of a run, dicts
+):  # matplotlib figure, closed
+    "The reward on the left; on the right the spread in a group and the share clipped, each on its own axis."
+    import matplotlib.pyplot as plt
+    column = lambda name: [r.get(name, float('nan')) for r in history]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), dpi=80, layout='constrained')
+    share = right.twinx()
+    left.plot(column('reward'), color='#0072B2', label='mean')
+    left.plot(column('best'), '--', color='#E69F00', label='best of the group')
+    right.plot(column('spread'), color='#0072B2', label='spread of rewards')
+    share.plot(column('clipped'), ':', color='#D55E00', label='share clipped')
+    left.set(xlabel='update', ylabel='reward')
+    right.set(xlabel='update', ylabel='spread of rewards')
+    share.set(ylabel='share clipped', ylim=(-.05, 1.05))
+    for ax, lines in ((left, left.lines), (right, [*right.lines, *share.lines])):
+        ax.legend(handles=[*lines], loc='lower left', bbox_to_anchor=(0, 1), ncols=2, fontsize=8,
+                  frameon=False)
+    plt.close(fig)
+    return fig
+
+# %% ../nbs/13_widgets.ipynb #13-057
 class RLMonitor(widgets.VBox):
     "Reward, spread and size of the updates of a run, as it goes on."
     def __init__(self,
@@ -404,17 +428,8 @@ class RLMonitor(widgets.VBox):
     def draw(self):
         "Draw what is known."
         if not self.history: self.last.value = 'no update yet'; return
-        import matplotlib.pyplot as plt
-        column = lambda name: [r.get(name, float('nan')) for r in self.history]
-        fig, (left, right) = plt.subplots(1, 2, figsize=(8, 2.4), dpi=80, layout='constrained')
-        left.plot(column('reward'), color='#0072B2', label='mean')
-        left.plot(column('best'), '--', color='#E69F00', label='best of the group')
-        left.set(xlabel='update', ylabel='reward'); left.legend(fontsize=8)
-        right.plot(column('spread'), color='#0072B2', label='spread of rewards')
-        right.plot(column('clipped'), ':', color='#D55E00', label='share clipped')
-        right.set(xlabel='update'); right.legend(fontsize=8)
         buffer = io.BytesIO()
-        fig.savefig(buffer, format='png'); plt.close(fig)
+        run_figure(self.history).savefig(buffer, format='png')
         last = self.history[-1]
         alt = (f'{len(self.history)} updates; mean reward from {self.history[0]["reward"]:.3f} '
                f'to {last["reward"]:.3f}')

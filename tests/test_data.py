@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (PairStream, Recipe, Replay, clean_photos, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
+from rr.data import (PairStream, Recipe, Replay, clean_photos, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
                      read_depth, read_exclusions)
 from rr.core import seeded
 
@@ -142,3 +142,32 @@ def test_tones_change_the_clean_side_and_nothing_is_called_damage(folder):
         pair = toned[i]
         assert torch.equal(pair.degraded, pair.clean) and pair.diagnosis.is_clean
         assert not torch.equal(pair.clean, plain[i].clean) and 0 <= pair.clean.min() and pair.clean.max() <= 1
+
+def test_stored_pairs_are_the_same_pairs_as_a_file_holds_them(folder):
+    photos, greys = clean_photos(folder), 0
+    plain, stored = (PairStream(photos, 64, Recipe(clean_share=.2, stored_share=share), seed=3) for share in (0., 1.))
+    for i in range(24):
+        a, b = plain[i], stored[i]
+        assert a.diagnosis == b.diagnosis and a.seed == b.seed and a.name == b.name
+        assert torch.equal(b.degraded, stored[i].degraded), 'the same each time'
+        levels = b.degraded * 255
+        assert (levels - levels.round()).abs().max() < 1e-3, 'eight bits, as in a file'
+        assert not torch.equal(a.degraded, b.degraded)
+        if torch.equal(a.clean, b.clean): continue
+        greys += 1
+        for x in (b.clean, b.degraded): assert (x[0] - x[1]).abs().max() < .02
+    assert 0 < greys < 8
+
+def test_some_of_the_pairs_are_stored(folder):
+    photos = clean_photos(folder)
+    plain, half = (PairStream(photos, 64, Recipe(stored_share=share), seed=3) for share in (0., .5))
+    assert 8 <= sum(torch.equal(plain[i].degraded, half[i].degraded) for i in range(32)) <= 24
+
+def test_demosaicked_noise_keeps_its_strength_and_is_alike_in_neighbours():
+    noise = torch.randn(3, 128, 128, generator=seeded(0))
+    camera = demosaicked(noise)
+    assert float(camera.std()) == pytest.approx(float(noise.std()), rel=1e-4)
+    kept = camera[0, ::2, ::2] / noise[0, ::2, ::2]  # where the sensor is red, red is what it was
+    assert kept.std() < 1e-3 * kept.mean()
+    alike = lambda x: torch.corrcoef(torch.stack([x[:, 1:-2].flatten(), x[:, 2:-1].flatten()]))[0, 1]
+    assert alike(camera[0]) > .4 and abs(alike(noise[0])) < .05

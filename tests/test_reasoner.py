@@ -9,7 +9,7 @@ from torch import Tensor
 
 import rr.reasoner
 from rr.core import bundled_photos, read_photo
-from rr.degrade import KINDS, degrade
+from rr.degrade import DEGRADATIONS, KINDS, degrade
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
 from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat, digit_tokens,
@@ -456,6 +456,19 @@ def test_nano_slope_is_that_of_small_steps(nano, exact):
     for length in (.02, .05):
         ahead, behind = (float(nano.severity(photo + sign * length * direction).sum()) for sign in (1, -1))
         assert (ahead - behind) / (2 * length) == pytest.approx(float(pixels.grad.norm()), rel=.1)
+
+
+def as_jpeg(image): return DEGRADATIONS['jpeg'].apply(image, dict(quality=90, chroma='half'), None)
+def as_grey(image): return image.mean(0, keepdim=True).expand(3, -1, -1)
+
+@pytest.mark.parametrize('store', (as_jpeg, as_grey))
+def test_noise_is_still_seen_in_what_a_file_holds(nano, store):
+    "Weights that learnt from unstored photos alone looked for coloured specks, and saw no noise at all without."
+    found = []
+    for name in ('coffee', 'lake', 'astronaut', 'rocket'):
+        noisy = degrade(read_photo(bundled_photos()[name]).image, {'noise': 60}, seed=1).image
+        found.append(float(nano.severity([store(noisy)])[0][nano.kinds.index('noise')]))
+    assert sum(abs(s - 60) < 20 for s in found) >= 3 and min(found) > 15, found
 
 
 def test_nano_openings_are_canonical(nano):

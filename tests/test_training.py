@@ -8,7 +8,7 @@ from rr.core import asset, bundled_photos, read_photo, seeded
 from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
-from rr.finetune import (ChatCollator, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, head_loss, run_trainer,
+from rr.finetune import (ChatCollator, ReasonerData, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, freeze_words, head_loss, run_trainer,
     rehearse, sample_texts, see, severity_columns, stack_views, weighted_loss)
 from rr.flow import learning_rate as flow_rate
 from rr.restorer import QwenRestorer, add_lora, tiny_qwen_pipeline
@@ -417,6 +417,15 @@ def test_words_go_on_with_the_pairs_that_come_next(processor, tmp_path):
     shutil.rmtree(tmp_path/'checkpoint-4')
     shutil.rmtree(tmp_path/'checkpoint-2')
     assert torch.allclose(train(), through, atol=1e-6)
+
+def test_eyes_learn_through_words_that_stay_as_they_are(processor, tmp_path):
+    model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    pairs = PairStream(clean_photos(PHOTOS), 224, Recipe(stored_share=.5))
+    run_trainer(freeze_words(model), ReasonerData([pairs]), ChatCollator(processor, opening_share=1.), tmp_path, max_steps=2, per_device_train_batch_size=2,
+                warmup_steps=0, weight_decay=0.)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed and all('visual' in k for k in changed) and any('visual.body' in k for k in changed)
 
 def test_weighted_loss_is_cross_entropy_when_weights_are_one():
     g = seeded(0)
