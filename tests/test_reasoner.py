@@ -453,9 +453,9 @@ def test_nano_slope_is_that_of_small_steps(nano, exact):
     pixels = photo[None].clone().requires_grad_()
     severity_with_gradient(nano, pixels).sum().backward()
     direction = pixels.grad[0] / pixels.grad.norm()
-    for length in (.02, .05):
+    for length in (.001, .002):  # larger steps cross kinks of the ReLUs
         ahead, behind = (float(nano.severity(photo + sign * length * direction).sum()) for sign in (1, -1))
-        assert (ahead - behind) / (2 * length) == pytest.approx(float(pixels.grad.norm()), rel=.1)
+        assert (ahead - behind) / (2 * length) == pytest.approx(float(pixels.grad.norm()), rel=.05)
 
 
 def as_jpeg(image): return DEGRADATIONS['jpeg'].apply(image, dict(quality=90, chroma='half'), None)
