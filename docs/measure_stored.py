@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rr.core import luma
 from rr.data import EVALUATION, PairStream, clean_photos, demosaicked
 from rr.degrade import DEGRADATIONS, PAPER_KINDS, degrade
 from rr.reasoner import Reasoner
 from rr.severity import Table
 
 SIZE, PRESENT = 320, 15
-LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
 def jpeg(quality: float, chroma: str):
@@ -31,7 +31,7 @@ FORMS = {
     'JPEG 95, full colour': jpeg(95, 'full'),
     'JPEG 95, half colour': jpeg(95, 'half'),
     'JPEG 80, half colour': jpeg(80, 'half'),
-    'grey': lambda image, quiet: (image * LUMA).sum(0, keepdim=True).expand(3, -1, -1),
+    'grey': lambda image, quiet: luma(image).expand(3, -1, -1),
     'demosaicked noise, JPEG 95, half colour': camera,
 }  # (image, the same without its noise) -> image
 

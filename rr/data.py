@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import PHOTO_SUFFIXES, atomic_path, psnr, read_photo, seeded, to_pil, write_photo
+from .core import PHOTO_SUFFIXES, atomic_path, luma, psnr, read_photo, seeded, to_pil, write_photo
 from .degrade import (
     DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth,
     random_region, severity_table, uniform)
@@ -298,9 +298,7 @@ def as_stored(
     damaged, clean = pair.degraded, pair.clean
     if quiet is not None: damaged = (quiet + demosaicked(damaged - quiet)).clamp(0, 1)
     if torch.rand((), generator=generator) < GREY_SHARE:
-        luma = torch.tensor([.299, .587, .114])[:, None, None]
-        damaged, clean = ((x * luma).sum(0, keepdim=True).expand(3, -1, -1).contiguous()
-                          for x in (damaged, clean))
+        damaged, clean = (luma(x).expand(3, -1, -1).contiguous() for x in (damaged, clean))
     half = torch.rand((), generator=generator) < HALF_COLOUR_SHARE
     damaged = DEGRADATIONS['jpeg'].apply(damaged.clamp(0, 1), dict(
         quality=uniform(75, 99, generator), chroma='half' if half else 'full'), generator)

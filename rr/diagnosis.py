@@ -71,7 +71,7 @@ def written_value(
 )->float: # int where the parameter has no decimals
     "`value` clipped to the parameter's range, with as many decimals as its text has."
     value = parameter.round(value)
-    return value + 0.0 if parameter.decimals else int(value)
+    return value if parameter.decimals else int(value)
 
 # %% ../nbs/03_diagnosis.ipynb #03-023
 def check_value(

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .core import rank, seeded, sum_gradients, total
+from .core import luma, rank, seeded, sum_gradients, total
 from .degrade import KINDS
 from .restorer import FlowPolicy, draw_noise
 
@@ -254,8 +254,7 @@ def structure(
 ) -> torch.Tensor:  # (B,), 0-1
     "Local correlation of the photo's and the restored photo's luminance at a quarter of the resolution."
     def moments(a, b): return F.avg_pool2d(a * b, 7, 1) - F.avg_pool2d(a, 7, 1) * F.avg_pool2d(b, 7, 1)
-    luma = before.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
-    a, b = ((luma * i).sum(1, keepdim=True) for i in (before.expand_as(after), after))
+    a, b = luma(before.expand_as(after)), luma(after)
     factor = max(1, min(4, min(a.shape[-2:]) // 7))
     a, b = F.avg_pool2d(a, factor), F.avg_pool2d(b, factor)
     c = 1e-4  # the variance of a patch that counts as flat
