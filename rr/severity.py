@@ -53,8 +53,11 @@ class Table(list):
     def _repr_html_(self):
         lines = self._cells()
         sides = ['right' if all(map(_is_number, column)) else 'left' for column in zip(*lines)]
-        cell = lambda text, side, tag: f'<{tag} style="text-align:{side}">{escape(text)}</{tag}>'
-        row = lambda cells, tag: '<tr>' + ''.join(cell(c, s, tag) for c, s in zip(cells, sides)) + '</tr>'
+        number = dict(th='text-align:right', td='text-align:right;white-space:nowrap')  # intervals stay whole
+        def row(cells, tag):
+            styles = [number[tag] if side == 'right' else 'text-align:left' for side in sides]
+            return '<tr>' + ''.join(f'<{tag} style="{style}">{escape(text)}</{tag}>'
+                                    for text, style in zip(cells, styles)) + '</tr>'
         body = ''.join(row(cells, 'td') for cells in lines)
         caption = f'<caption>{escape(self.caption)}</caption>' if self.caption else ''
         return f'<table>{caption}<thead>{row(self.columns, "th")}</thead><tbody>{body}</tbody></table>'

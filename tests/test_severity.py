@@ -111,6 +111,12 @@ def test_table_shows_text_and_escapes_html():
     assert '&lt;x&gt;' in table._repr_html_() and 'T &amp; U' in table._repr_html_()
 
 
+def test_numbers_with_their_interval_stay_on_a_line_and_words_may_break():
+    html = Table([{'measure': 'error where present', 'fog': '8.1 [5.2, 11.2]'}])._repr_html_()
+    assert '<td style="text-align:right;white-space:nowrap">8.1 [5.2, 11.2]</td>' in html
+    assert '<td style="text-align:left">error where present</td>' in html
+
+
 def test_plot_has_a_panel_a_metric(curve):
     from matplotlib import pyplot as plt
     from rr.severity import plot_curves
