@@ -10,10 +10,10 @@ __all__ = ['PRESENT', 'STATISTICS', 'CONDITIONS', 'CLASSICAL', 'SPEAKERS', 'MEAS
            'Condition', 'fixed_severity', 'Source', 'evaluation_photos', 'condition_pair', 'box_mean', 'guided_filter',
            'dehaze', 'unsharp_mask', 'total_variation', 'non_local_means', 'bm3d', 'installed', 'RecordLog',
            'fingerprint', 'rank_of', 'reasoner_record', 'through_network', 'restored_versions', 'restorer_record',
-           'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'rank_correlation', 'reasoner_table',
-           'doubt_table', 'writing_table', 'restorer_row', 'restorer_table', 'speed_table', 'Results', 'Evaluation',
-           'check_names', 'evaluate', 'plot_severity', 'plot_gain', 'paired_photos', 'noisy_photos', 'evaluate_pairs',
-           'read_levels', 'level_table', 'compare_twins']
+           'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'ranks', 'rank_correlation',
+           'reasoner_table', 'doubt_table', 'writing_table', 'restorer_row', 'restorer_table', 'speed_table', 'Results',
+           'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain', 'paired_photos', 'noisy_photos',
+           'evaluate_pairs', 'read_levels', 'level_table', 'compare_twins']
 
 # %% ../nbs/14_evaluate.ipynb #14-002
 import hashlib, json, math, os, subprocess, sys, tempfile, time
@@ -604,10 +604,15 @@ def _error(kinds, present): # rows (photos, 2, K) -> mean absolute error over ki
 # %% ../nbs/14_evaluate.ipynb #14-093
 def _f1(kinds): return lambda rows: f1_score(presence_counts(rows[:, 0, kinds], rows[:, 1, kinds]).sum(1))
 
+def ranks(values)->np.ndarray: # 1 = smallest; equal values share the mean of their ranks
+    """As `scipy.stats.rankdata`, in a tenth of its time for short lists: a bootstrap ranks thousands of
+    them."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (count.cumsum() - (count - 1) / 2)[place]
+
 def rank_correlation(a, b)->float: # nan where one of them does not vary
     "Spearman's rank correlation of two lists."
-    from scipy.stats import rankdata
-    a, b = rankdata(a), rankdata(b)
+    a, b = ranks(a), ranks(b)
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else math.nan
 
 def _spearman(kinds):

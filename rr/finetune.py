@@ -8,8 +8,8 @@ __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_column
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'freeze_words',
            'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward',
-           'training_memory', 'short_side', 'two_sizes', 'run_trainer', 'change_eyes', 'change_words', 'rehearse',
-           'train_words', 'build_parser', 'main']
+           'training_memory', 'short_side', 'streams_of_sizes', 'run_trainer', 'change_eyes', 'change_words',
+           'rehearse', 'train_words', 'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, copy, itertools, json, math, os, time, warnings
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, processes, seeded, total
 from .data import (
-    TRAINING, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions)
+    TRAINING, WEAK, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions)
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
 from .nano import (
@@ -273,11 +273,13 @@ class ChatCollator:
                  views=nano_views,  # photo -> views; None: conversations without pictures
                  prompt:Prompt=SHORT_PROMPT,
                  opening_weight:float=4.,  # weight of stages 1 to 3: kinds, severities, parameters
+                 severity_weight:float|None=None,  # of stages 1 and 2 alone; None: `opening_weight`
                  opening_share:float=0.,  # share of batches cut off after stage 3: a third less time
                  kinds:tuple[str, ...]=KINDS,  # what stage 2 quantifies
                 ):
         self.processor, self.views, self.prompt, self.kinds = processor, views, prompt, kinds
         self.opening_weight, self.opening_share = opening_weight, opening_share
+        self.severity_weight = opening_weight if severity_weight is None else severity_weight
 
     def __call__(self, pairs:list) -> dict[str, Tensor]:
         views = [self.views(p.degraded) if self.views else [] for p in pairs]
@@ -297,9 +299,12 @@ class ChatCollator:
         labels, weights, end = input_ids.masked_fill(mask == 0, -100), torch.ones(input_ids.shape), 0
         for row, ids, cot in zip(range(len(cots)), input_ids, cots):
             start = answer_start(ids, self.processor.tokenizer)
-            opening = len(self.processor.tokenizer.encode(cot[:cot.index('\n4.')], add_special_tokens=False))
+            severities, opening = (
+                len(self.processor.tokenizer.encode(cot[:cot.index(stage)], add_special_tokens=False))
+                for stage in ('\n3.', '\n4.'))
             labels[row, :start] = -100
             weights[row, start:start + opening] = self.opening_weight
+            weights[row, start:start + severities] = self.severity_weight
             end = max(end, start + opening)
         return labels, weights, end
 
@@ -535,14 +540,16 @@ def short_side(path:Path) -> int:  # pixels
     from PIL import Image
     with Image.open(path) as im: return min(im.size)
 
-def two_sizes(
-    photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0, large:int=320,
+def streams_of_sizes(
+    photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0,
+    sizes:tuple[int, ...]=(224, 320),  # sides of the square pairs, pixels, the smallest first
 ) -> list[PairStream]:
-    """Streams of 224-pixel pairs from all photos and of larger pairs, with more choice of windows, from the
-    photos that are large enough."""
-    big = [p for p in photos if short_side(p) >= large]
-    small = PairStream(photos, 224, recipe, seed, scenes)
-    return [small, PairStream(big, large, recipe, seed + 1, scenes)] if big else [small]
+    """One stream for each size: the smallest pairs come from all photos, larger ones, with more choice of
+    windows, from the photos that are large enough."""
+    sides = {p: short_side(p) for p in photos}
+    fits = lambda size: [p for p in photos if size == min(sizes) or sides[p] >= size]
+    return [PairStream(chosen, size, recipe, seed + i, scenes)
+            for i, size in enumerate(sizes) if (chosen := fits(size))]
 
 # %% ../nbs/08_finetune.ipynb #08-062
 def run_trainer(model, data, collator, folder:Path, **settings):
@@ -606,7 +613,7 @@ def train_words(
     start:Path|None=None,  # go on from these weights instead
     tower:Path|None=None,  # with `start`: a tower.pt whose eyes take the place of theirs
     new_words:bool=False,  # with `start`: learn the vocabulary anew, for kinds it has no words for; rehearse
-    opening_share:float=0.,  # as for `ChatCollator`
+    opening_share:float=0., severity_weight:float|None=None,  # as for `ChatCollator`
     whole:bool=False,  # train the tower's convolutions too
     eyes_only:bool=False,  # keep the language model, and with it what a restorer reads from its texts
     workers:int=0,  # processes that make batches ahead
@@ -624,8 +631,8 @@ def train_words(
             model.model.visual.load_state_dict(
                 torch.load(folder/'tower.pt', map_location='cpu', weights_only=True)['tower'])
     run_trainer(freeze_words(model) if eyes_only else freeze_tower(model, not whole), ReasonerData(streams),
-                ChatCollator(processor, opening_share=opening_share), folder/'words', max_steps=steps,
-                warmup_steps=min(50, steps // 10), **settings)
+                ChatCollator(processor, opening_share=opening_share, severity_weight=severity_weight),
+                folder/'words', max_steps=steps, warmup_steps=min(50, steps // 10), **settings)
     save_nano_reasoner(model, processor, folder/'weights')
 
 # %% ../nbs/08_finetune.ipynb #08-066
@@ -649,6 +656,12 @@ def build_parser() -> argparse.ArgumentParser:
                    help='degradations in one photo, at most')
     p.add_argument('--weights', type=float, nargs=len(KINDS),
                    help=f'how often each kind is drawn: {" ".join(KINDS)}')
+    p.add_argument('--counts', type=float, nargs='+',
+                   help='how often a damaged photo has 1, 2, ... kinds; takes the place of --max-kinds')
+    p.add_argument('--weak-share', type=float, default=0.,
+                   help=f'how often a kind is weak: severity {WEAK[0]} to {WEAK[1]}')
+    p.add_argument('--sizes', type=int, nargs='+', default=(224, 320),
+                   help='sides of the square photos, pixels, the smallest first')
     p.add_argument('--clean-share', type=float, default=TRAINING.clean_share,
                    help='share of photos that stay clean')
     p.add_argument('--region-share', type=float, default=TRAINING.region_share,
@@ -665,6 +678,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help='words, with --start: learn the vocabulary anew and rehearse')
     p.add_argument('--opening-share', type=float, default=0.,
                    help='words: share of the batches that end after stage 3')
+    p.add_argument('--severity-weight', type=float,
+                   help='words: weight in the loss of stages 1 and 2; default: that of stage 3')
     p.add_argument('--whole', action='store_true', help='words: train the tower too')
     p.add_argument('--eyes-only', action='store_true',
                    help='words: train the whole tower and nothing else, through the language model')
@@ -699,16 +714,18 @@ def main(args:list[str]|None=None):
     scenes = load_captions(a.captions) if a.captions else {}
     recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
                      clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
-                     stored_share=a.stored_share)
-    streams = two_sizes(photos, scenes, recipe, a.seed)
+                     stored_share=a.stored_share, weak_share=a.weak_share,
+                     counts=a.counts and tuple(a.counts))
+    streams = streams_of_sizes(photos, scenes, recipe, a.seed, tuple(a.sizes))
     described = [scenes.get(f, Scene()) for f in photos]
     if a.part == 'rehearsal':
         rehearse(a.out, described, a.rehearsal, per_device_train_batch_size=a.batch,
                  learning_rate=a.learning_rate, dataloader_num_workers=a.workers)
         return
     if a.part == 'words':
-        return train_words(a.out, streams, described, a.steps, a.rehearsal, a.batch, a.learning_rate,
-                           a.start, a.tower, a.new_words, a.opening_share, a.whole, a.eyes_only, a.workers)
+        return train_words(
+            a.out, streams, described, a.steps, a.rehearsal, a.batch, a.learning_rate, a.start, a.tower,
+            a.new_words, a.opening_share, a.severity_weight, a.whole, a.eyes_only, a.workers)
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
         teach(reasoner, streams, a.out, a.base, steps=a.steps, batch=a.batch, rank=a.rank, vision=a.vision,

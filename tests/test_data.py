@@ -1,12 +1,12 @@
 "Pair i of a stream is always pair i; folders, captions, exclusions and depth maps are read as documented."
-import json
+import json, math
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (PairStream, Recipe, Replay, clean_photos, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
-                     read_depth, read_exclusions)
+from rr.data import (WEAK, PairStream, Recipe, Replay, clean_photos, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
+                     read_depth, read_exclusions, softened)
 from rr.core import seeded
 
 @pytest.fixture
@@ -158,6 +158,15 @@ def test_stored_pairs_are_the_same_pairs_as_a_file_holds_them(folder):
         for x in (b.clean, b.degraded): assert (x[0] - x[1]).abs().max() < .02
     assert 0 < greys < 8
 
+def test_a_recipe_can_say_how_many_kinds_and_how_weak():
+    draws = lambda recipe: [recipe.draw(seeded(i)) for i in range(600)]
+    counted = [len(d) for d in draws(Recipe(counts=(3., 0., 1.)))]
+    assert set(counted) == {1, 3} and .68 < counted.count(1) / 600 < .82
+    assert {len(d) for d in draws(Recipe(('fog', 'rain'), counts=(0., 1., 1.)))} == {2}, 'never more kinds than there are'
+    levels = [s for d in draws(Recipe(severity=(60, 100), weak_share=.25)) for s in d.values()]
+    weak = [s for s in levels if s <= WEAK[1]]
+    assert min(weak) == WEAK[0] and .2 < len(weak) / len(levels) < .3 and min(s for s in levels if s > WEAK[1]) >= 60
+
 def test_some_of_the_pairs_are_stored(folder):
     photos = clean_photos(folder)
     plain, half = (PairStream(photos, 64, Recipe(stored_share=share), seed=3) for share in (0., .5))
@@ -171,3 +180,9 @@ def test_demosaicked_noise_keeps_its_strength_and_is_alike_in_neighbours():
     assert kept.std() < 1e-3 * kept.mean()
     alike = lambda x: torch.corrcoef(torch.stack([x[:, 1:-2].flatten(), x[:, 2:-1].flatten()]))[0, 1]
     assert alike(camera[0]) > .4 and abs(alike(noise[0])) < .05
+    across, down = alike, lambda x: alike(x.T)
+    for sigma in (.7, 1.):
+        smooth = softened(noise, sigma)
+        assert float(smooth.std()) == pytest.approx(float(noise.std()), rel=1e-4)
+        for alike_along in (across, down):  # of two pixels of white noise behind a Gaussian
+            assert float(alike_along(smooth[1])) == pytest.approx(math.exp(-1 / (4 * sigma ** 2)), abs=.05)

@@ -15,7 +15,7 @@ from rr.diagnosis import Diagnosis, Finding
 from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, RecordLog, Results, bootstrap, compare_twins, condition_pair,
                          dehaze, doubt_table, evaluate, evaluate_pairs, evaluation_photos, f1_score, fingerprint, fit_baselines,
                          fit_estimator, installed, level_table, measure_command, noise_sigma, noisy_photos, paired_photos,
-                         presence_counts, rank_correlation, rank_of, read_levels, reasoner_table, restorer_table, row_median, severity_error, speed_record,
+                         presence_counts, rank_correlation, rank_of, ranks, read_levels, reasoner_table, restorer_table, row_median, severity_error, speed_record,
                          speed_table, ssim, with_interval)
 from rr.pipeline import ReasonRestore
 from rr.reasoner import Reply, read_reply
@@ -353,10 +353,11 @@ def test_rank_of_a_right_distribution_is_uniform():
 
 
 def test_rank_correlation_is_scipys():
-    from scipy.stats import spearmanr
+    from scipy.stats import rankdata, spearmanr
     g = np.random.default_rng(0)
     a, b = g.integers(0, 9, 50), g.integers(0, 9, 50)
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert ranks(a).tolist() == rankdata(a).tolist() and ranks(b).tolist() == rankdata(b).tolist()
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
 
 

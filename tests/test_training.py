@@ -4,12 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 import pytest
 import torch
-from rr.core import asset, bundled_photos, read_photo, seeded
+from rr.core import asset, bundled_photos, read_photo, seeded, write_photo
 from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, ReasonerData, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, freeze_words, head_loss, run_trainer,
-    rehearse, sample_texts, see, severity_columns, stack_views, weighted_loss)
+    rehearse, sample_texts, see, severity_columns, stack_views, streams_of_sizes, weighted_loss)
 from rr.flow import learning_rate as flow_rate
 from rr.restorer import QwenRestorer, add_lora, tiny_qwen_pipeline
 from rr.flow import (EncodedPairs, FlowBatches, FlowTrainer, FlowTraining, LoraTrainer, LoraTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
@@ -417,6 +417,22 @@ def test_words_go_on_with_the_pairs_that_come_next(processor, tmp_path):
     shutil.rmtree(tmp_path/'checkpoint-4')
     shutil.rmtree(tmp_path/'checkpoint-2')
     assert torch.allclose(train(), through, atol=1e-6)
+
+def test_kinds_and_severities_can_weigh_more_than_their_parameters(processor):
+    pair = PairStream(clean_photos(PHOTOS), 224, Recipe(min_kinds=2, max_kinds=2))[1]
+    batch = ChatCollator(processor, opening_weight=2., severity_weight=7.)([pair])
+    ids, weights = batch['input_ids'][0], batch['loss_weights'][0]
+    told = lambda w: processor.tokenizer.decode(ids[(weights == w) & (batch['labels'][0] != -100)])
+    cot = pair.diagnosis.to_cot()
+    assert told(7.) == cot[:cot.index('\n3.')]
+    assert told(2.) == cot[cot.index('\n3.'):cot.index('\n4.')]
+    assert (ChatCollator(processor)([pair])['loss_weights'] == 4.).any() and not (ChatCollator(processor)([pair])['loss_weights'] > 4.).any()
+
+def test_there_is_a_stream_for_each_size_that_some_photo_has(tmp_path):
+    for side in (240, 330): write_photo(tmp_path/f'{side}.png', torch.rand(3, side, side + 40, generator=seeded(0)))
+    streams = streams_of_sizes(clean_photos(tmp_path), {}, seed=5, sizes=(224, 320, 448))
+    assert [s.size for s in streams] == [224, 320] and [len(s.photos) for s in streams] == [2, 1] and [s.seed for s in streams] == [5, 6]
+    assert streams[1][0].degraded.shape == (3, 320, 320)
 
 def test_eyes_learn_through_words_that_stay_as_they_are(processor, tmp_path):
     model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
