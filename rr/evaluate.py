@@ -498,7 +498,7 @@ def restored_versions(
     seed:int=0,
 ):
     "Yield (method, image): the restorer under several diagnoses, and classical methods."
-    photo = pair.degraded.clamp(0, 1)
+    photo = pair.degraded
     yield 'predicted', restorer.restore([photo], [diagnosis], steps=steps, seed=seed)[0]
     if pair.diagnosis and condition.name != 'clean':
         yield 'true', restorer.restore([photo], [pair.diagnosis], steps=steps, seed=seed)[0]
@@ -792,7 +792,7 @@ class Evaluation:
         self.pipeline, self.seed, self.steps, self.train = pipeline, seed, steps, train
         self.log, self._baselines = RecordLog(out), {}
         self.marks = dict(reasoner=fingerprint(pipeline.reasoner.model),
-                          restorer=fingerprint(pipeline.restorer.policy.module))
+                          restorer=fingerprint(pipeline.restorer.networks()))
 
     def baselines(self, condition:Condition)->Baselines:
         """Fitted on the mixtures of this condition, when first asked for; those of a clean photo are those
@@ -808,7 +808,9 @@ class Evaluation:
                else dict(steps=self.steps, measure=self.pipeline.measure))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
-        return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried, **own))
+        threshold = getattr(self.pipeline.reasoner, 'threshold', None)
+        return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried,
+                            threshold=threshold, **own))
 
     def diagnosis(self, pair:Pair, condition:Condition)->Diagnosis:
         """What the restorer is told: what the reasoner says, from its record if there is one, with what can

@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, processes, seeded, total
 from .data import (
-    TRAINING, WEAK, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, read_exclusions)
+    TRAINING, WEAK, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead,
+    read_exclusions)
 from .degrade import DEGRADATIONS, KINDS, Degraded
 from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vector_names
 from .nano import (

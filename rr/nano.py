@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONES', 'QUANTILES', 'TOWER_WIDTHS', 'TOWER_DEPTHS',
            'SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'COLUMN', 'SEVERITIES', 'NOISE_RANGE', 'DETAIL', 'KNEE', 'BOLD',
-           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'GLANCE', 'SHIPPED_RESTORERS', 'texture_map',
-           'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median', 'block_spectra', 'tone_statistics',
-           'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer', 'nano_processor', 'nano_reasoner_config',
-           'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner', 'read_blur', 'seamless',
-           'wiener', 'first_guesses', 'mean_power', 'kernel_power', 'misfit', 'measure_blur', 'time_embedding',
-           'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'is_nano_restorer',
-           'save_nano_restorer', 'load_nano_restorer', 'weights_mark', 'save_correction', 'corrected']
+           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'GLANCE', 'SHIPPED_RESTORERS', 'SHIPPED_DENOISER',
+           'texture_map', 'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median', 'block_spectra',
+           'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer', 'nano_processor',
+           'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner',
+           'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power', 'kernel_power', 'misfit', 'measure_blur',
+           'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet',
+           'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer', 'load_nano_denoiser',
+           'weights_mark', 'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import hashlib, json, math
@@ -453,7 +454,8 @@ def measure_blur(
     told:dict,  # parameters of `Blur` as a reasoner states them; of these, `sigma` counts a little
     trust:float=.02,  # weight of the distance to the stated width
     worst:float=1.5,  # misfit of a kernel that explains nothing
-) -> dict|None:  # parameters of `Blur`; None: the photo does not say
+    proof:float=-math.inf,  # a kernel must explain the spectrum better than none, by so much misfit
+) -> dict|None:  # parameters of `Blur`, empty where there is no blur; None: the photo does not say
     "The kernel that fits the photo's spectrum best."
     if min(image.shape[-2:]) < 2 * TILE: return None
     power = mean_power(image.float().cpu())
@@ -473,6 +475,8 @@ def measure_blur(
     found = best([(shape, width * 1.02 ** i, (angle + t) % 180, curvature + b)
                   for i in range(-5, 6) for t in turns for b in bends])
     if costs([found]) > worst: return None
+    fit = lambda log_response: float(misfit(y, x, log_response[None]))
+    if fit(torch.zeros_like(y)) - fit((kernel_power(*found)[use] + 1e-5).log()) < proof: return {}
     names = ('type', 'sigma', 'angle', 'curvature')[:dict(linear=3, curved=4).get(shape, 2)]
     return dict(zip(names, found))
 
@@ -664,14 +668,49 @@ class NanoRestorerNet(nn.Module):
         weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))
         return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
 
+# %% ../nbs/06_nano.ipynb #06-denoiser
+class NanoDenoiser(nn.Module):
+    "Half-resolution U-Net that predicts the correction to a noisy photo; knows of no other damage."
+    def __init__(self,
+        widths:tuple[int, ...]=(32, 64, 128),  # channels at 1/2, 1/4, 1/8 of the resolution
+        depths:tuple[int, ...]=(2, 2, 4),  # residual blocks on the way down at each of them
+    ):
+        super().__init__()
+        self.config = dict(widths=list(widths), depths=list(depths))
+        block = lambda w, n: nn.Sequential(*(TowerBlock(w) for _ in range(n)))
+        # 2 x 2 pixels folded; the level of the noise, and whether it is known
+        self.into = nn.Conv2d(12 + 2, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(block(w, d) for w, d in zip(widths, depths))
+        self.up = nn.ModuleList(block(w, d) for w, d in zip(widths[:-1], depths[:-1]))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:]))
+        self.grow = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:]))
+        self.out = nn.Conv2d(widths[0], 12, 3, padding=1)
+        nn.init.zeros_(self.out.weight); nn.init.zeros_(self.out.bias)
+
+    def forward(self,
+        photo:Tensor,  # (B, 3, H, W), H and W are multiples of 16; need not stay within [0, 1]
+        sigma:Tensor,  # (B,) standard deviation of the noise, 8-bit levels; 0: not known
+    ) -> Tensor:  # (B, 3, H, W)
+        "The correction `f`: clean = photo + f."
+        level = torch.stack([sigma / 50, (sigma > 0).float()], 1)[:, :, None, None]
+        x = F.pixel_unshuffle((photo * 4 - 2).to(memory_format=torch.channels_last), 2)
+        x, skips = self.into(torch.cat([x, level.expand(-1, -1, *x.shape[-2:])], 1)), []
+        for i, blocks in enumerate(self.down):
+            x = blocks(x)
+            if i < len(self.shrink): skips.append(x); x = self.shrink[i](x)
+        for i in reversed(range(len(self.up))):
+            x = self.up[i](F.pixel_shuffle(self.grow[i](x), 2) + skips[i])
+        return F.pixel_shuffle(self.out(x), 2)
+
 # %% ../nbs/06_nano.ipynb #06-082
 SHIPPED_RESTORERS = {'nano': 'nano-restorer', 'nano-rl': 'nano-restorer-rl'}  # name -> folder in the package
+SHIPPED_DENOISER = 'nano-denoiser'  # folder in the package
 
 def is_nano_restorer(name:Path|str) -> bool:
     "Whether that is a nano restorer: one that ships, or a folder of one."
     return name in SHIPPED_RESTORERS or (Path(name)/'config.json').is_file()
 
-def save_nano_restorer(net:NanoRestorerNet, folder:Path|str):
+def save_nano_restorer(net:NanoRestorerNet|NanoDenoiser, folder:Path|str):
     "Write configuration and half-precision weights."
     from safetensors.torch import save_file
     folder = Path(folder)
@@ -685,12 +724,21 @@ def load_nano_restorer(
 ) -> NanoRestorerNet:
     """The nano restorer in float32 and eval mode. Raises `FileNotFoundError` when there are no weights in
     `folder`, `ValueError` when a correction belongs to others."""
-    from safetensors.torch import load_file
     folder = asset(SHIPPED_RESTORERS[folder]) if folder in SHIPPED_RESTORERS else Path(folder)
     if (folder/'correction.safetensors').exists(): return corrected(folder)
+    return _load_net(NanoRestorerNet, folder)
+
+def load_nano_denoiser(
+    folder:Path|str|None=None,  # of weights; default: those that ship with the package
+) -> NanoDenoiser:
+    "The network for noise alone, in float32 and eval mode. Raises `FileNotFoundError` when there is none."
+    return _load_net(NanoDenoiser, Path(folder or asset(SHIPPED_DENOISER)))
+
+def _load_net(cls, folder:Path):
+    from safetensors.torch import load_file
     if not (folder/'model.safetensors').exists():
         raise FileNotFoundError(f'{folder}: no model.safetensors there')
-    net = NanoRestorerNet(**json.loads((folder/'config.json').read_text()))
+    net = cls(**json.loads((folder/'config.json').read_text()))
     net.load_state_dict({k: v.float() for k, v in load_file(folder/'model.safetensors').items()})
     return net.eval()
 

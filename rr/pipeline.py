@@ -9,7 +9,7 @@ __all__ = ['as_photo', 'Saved', 'save_restoration', 'summary', 'record', 'measur
 # %% ../nbs/12_pipeline.ipynb #12-002
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,12 +84,21 @@ def measurement(
     stated:Diagnosis,  # by the reasoner
     told:Diagnosis,  # to the restorer
 ) -> str:  # empty where nothing was measured
-    "In words, what was measured on the photo in place of what the reasoner had stated."
-    if stated.findings.get('blur') == told.findings.get('blur'): return ''
+    "In words, what was measured or seen at a second look, in place of what the reasoner had stated at first."
+    noisy = 'noise' in stated.findings
+    return '; '.join(_changed(kind, before, told.findings.get(kind), noisy)
+                     for kind, before in stated.findings.items() if before != told.findings.get(kind))
+
+def _changed(kind, before, now, noisy) -> str:
+    if now is None:
+        why = 'not seen again once the noise was gone' if noisy else "the photo's spectrum shows none"
+        return f'{kind}: {why} (severity {before.severity} before)'
+    if kind != 'blur':
+        return f'{kind}: severity {now.severity} once the noise was gone, {before.severity} before'
     words = lambda f: (f"{f.parameters.get('type', 'kind not stated')}, "
                        f"{f.parameters.get('sigma', '?')} px, severity {f.severity}")
-    return (f"blur: {words(told.findings['blur'])}, measured on the photo's spectrum; "
-            f"the reasoner had {words(stated.findings['blur'])}")
+    return (f"blur: {words(now)}, measured on the photo's spectrum; "
+            f"the reasoner had {words(before)}")
 
 # %% ../nbs/12_pipeline.ipynb #12-011
 @dataclass
@@ -166,7 +175,8 @@ class ReasonRestore:
         reasoner:Reasoner,  # writes the diagnosis
         restorer:Restorer,  # repairs the photo by it
         max_new_tokens:int=512,  # longest reply of the reasoner
-        measure:bool=True,  # what can be measured on the photo takes the place of what the reasoner states
+        measure:bool=True,  # what can be measured on the photo, or seen once noise is gone, counts more than
+        # what the reasoner states at first
     ):
         self.reasoner, self.restorer, self.max_new_tokens, self.measure = (
             reasoner, restorer, max_new_tokens, measure)
@@ -200,7 +210,19 @@ class ReasonRestore:
 
     def told(self, image:torch.Tensor, stated:Diagnosis) -> Diagnosis:
         "What the restorer is told of a photo of which the reasoner states this."
-        return measured(image, stated) if self.measure else stated
+        return measured(image, self.second_look(image, stated)) if self.measure else stated
+
+    def second_look(self, image:torch.Tensor, stated:Diagnosis) -> Diagnosis:
+        """The diagnosis as it is once the noise is gone, without what is unlikely by both looks together;
+        where the restorer can remove noise alone."""
+        others = stated.with_severity('noise', 0).present
+        if not others or (quiet := self.restorer.denoise(image, stated)) is image: return stated
+        reply = self.reasoner.reply([quiet], self.max_new_tokens)[0]
+        both = (self.reasoner.presence([image])[0] + reply.present) / 2
+        likely = dict(zip(reply.kinds, both.tolist()))
+        found = {k: reply.diagnosis.findings.get(k, f) if k in others else f
+                 for k, f in stated.findings.items() if k not in others or likely[k] >= .5}
+        return replace(stated, findings=found)
 
     def _reply(self, photo, needed=True) -> Reply:
         "What the reasoner writes about the photo; an unreadable text is an error, not a clean photo."

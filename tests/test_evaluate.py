@@ -19,6 +19,7 @@ from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, RecordLog, Results, 
                          speed_table, ssim, with_interval)
 from rr.pipeline import ReasonRestore
 from rr.reasoner import Reply, read_reply
+from rr.restorer import Restorer
 from rr.severity import center_crop
 
 NAMES = ('astronaut', 'coffee', 'lake')
@@ -32,7 +33,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-class Fixed:
+class Fixed(Restorer):
     "A reasoner and a restorer whose answers are known: always fog 40, and half of the contrast."
     def __init__(self, text=None):
         self.asked, self.model, self.make_views = 0, torch.nn.Linear(2, 2), None

@@ -1,5 +1,6 @@
 "The kernel of a blur, measured on the spectrum of the photo."
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,3 +98,18 @@ def test_what_is_not_blurred_all_over_is_left_as_it_was(photos):
     for stated in (Diagnosis(), Diagnosis({'noise': Finding(20)}), Diagnosis({'blur': Finding(30, {'sigma': 1.}, region='lower left')})): assert measured(photo, stated) is stated
     unwritten = measured(photo, Diagnosis({'blur': Finding(20)}))  # parameters that were not stated come from the severity
     assert unwritten.findings['blur'].parameters['sigma'] == pytest.approx(1.2, rel=.1)
+
+
+def test_a_spectrum_may_say_that_there_is_no_blur(photos):
+    stated = Diagnosis({'blur': Finding(30, {'type': 'gaussian', 'sigma': 1.})})
+    sharp = [measured(p, stated) for p in photos.values()]
+    assert sum(d.is_clean for d in sharp) >= 5, sharp
+    soft = [measured(degrade(p, {'blur': 35}, seed=i).image, stated) for i, p in enumerate(photos.values())]
+    assert all(d.present == ('blur',) for d in soft), soft
+    noisy = degrade(photos['lake'], {'noise': 10}, seed=1).image  # covers the detail that would prove it
+    beside = replace(stated, findings=stated.findings | {'noise': Finding(10)})
+    assert measured(noisy, beside).present == ('blur', 'noise')
+    told = dict(type='gaussian', sigma=1.)
+    assert measure_blur(photos['lake'], told, proof=.2) == {} and measure_blur(photos['lake'], told)['sigma'] > 0
+    words = measurement(stated, measured(photos['lake'], stated))
+    assert words == "blur: the photo's spectrum shows none (severity 30 before)"

@@ -1,5 +1,6 @@
 "The whole loop: stock Qwen classes built small and random, the nano weights, files in and out, errors in one line."
 import json, re, subprocess, sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from rr.core import PhotoError, bundled_photos, damaged_photo, psnr, read_photo, seeded, to_pil
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
-from rr.pipeline import ReasonRestore, Restoration, as_photo
+from rr.pipeline import ReasonRestore, Restoration, as_photo, measurement
 from rr.reasoner import Reasoner, ReasonerError
 from rr.restorer import NanoRestorer, QwenRestorer, tiny_qwen_pipeline
 from rr.nano import NanoRestorerNet
@@ -97,6 +98,22 @@ def test_the_kernel_of_a_blur_is_measured_before_restoring(nano):
     seen = []
     nano(blurred.image, edit=lambda d: seen.append(d) or d)
     assert seen == [result.before]
+
+
+def test_what_noise_looks_like_is_looked_at_again_without_it(nano):
+    from rr.degrade import degrade
+    clean, noise = read_photo(bundled_photos()['coffee']).image, Finding(60, {'type': 'gaussian', 'sigma': 25.})
+    alarm = Diagnosis({'rain': Finding(30), 'noise': noise})
+    noisy, rainy = (degrade(clean, severities, seed=3).image for severities in (dict(noise=60), dict(rain=90, noise=60)))
+    once, told = nano.second_look(noisy, alarm), nano.second_look(rainy, alarm)
+    assert once.findings == {'noise': noise} and told.present == ('rain', 'noise')
+    assert told.findings['noise'] == noise and told.findings['rain'].severity > 40, 'rain is read anew'
+    assert measurement(alarm, once) == 'rain: not seen again once the noise was gone (severity 30 before)'
+    assert measurement(alarm, told).startswith(f'rain: severity {told.findings["rain"].severity} once the noise was gone')
+    for unchanged in (Diagnosis(), Diagnosis({'noise': noise}), Diagnosis({'rain': Finding(30)})):
+        assert nano.second_look(noisy, unchanged) is unchanged
+    blind = ReasonRestore(nano.reasoner, NanoRestorer(nano.restorer.net, device='cpu'))
+    assert blind.second_look(noisy, alarm) is alarm, 'without a network for noise alone there is no second look'
 
 
 def test_nano_parts_share_one_language_model(nano):

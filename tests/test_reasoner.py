@@ -1,6 +1,7 @@
 "The reasoner: the Qwen size on the stock classes built small and random, the nano size also as it ships."
 import math
 import re
+import warnings
 from contextlib import nullcontext
 
 import pytest
@@ -12,9 +13,10 @@ from rr.core import bundled_photos, read_photo
 from rr.degrade import DEGRADATIONS, KINDS, degrade
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
-from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat, digit_tokens,
-                         expected, hang_severity, memory_needed, model_inputs, quantile_digit, qwen_config, sign_twins,
-                         severity_with_gradient, tree_distribution, within_budget)
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Branches, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
+                         digit_tokens, expected, hang_severity, measure, median, memory_needed, model_inputs, most_probable,
+                         quantile_digit, qwen_config, severities_given, severity_and_on, sign_twins, severity_with_gradient,
+                         subset_probabilities, tree_distribution, within_budget)
 from tiny_qwen import qwen_tokenizer, tiny_model, tiny_processor
 
 
@@ -93,6 +95,16 @@ def test_every_true_chain_of_thought_passes_the_guide(tiny):
             node = node[token]
         assert node == {}
 
+def test_graph_of_one_subset_allows_its_openings_only():
+    tokenizer = qwen_tokenizer()
+    opening = Opening(tokenizer)
+    for present in opening.subsets:
+        for walk in paths(opening.only(present), 20):
+            assert parse_cot(tokenizer.decode(walk)).diagnosis.present == present
+            node = opening.root
+            for token in walk: node = node[token]
+            assert node == {}
+
 def guided(tokenizer, opening, text, limit=400):
     "What the guide makes of random logits after `text` was written, as text up to the end token."
     guide, ids, g = Guide(opening, tokenizer), torch.zeros(1, 1, dtype=torch.long), torch.Generator().manual_seed(0)
@@ -108,7 +120,7 @@ def guided(tokenizer, opening, text, limit=400):
 def test_json_is_held_to_the_stages(tiny):
     *stages, closing = EXAMPLE.to_cot().split('\n')
     text, guide = guided(tiny.tokenizer, tiny.opening, '\n'.join(stages) + '\n')
-    assert text == closing and guide.repairs == [()] and len(guide.sites[0]) == len(KINDS)
+    assert text == closing and guide.repairs == [()]
     wild = '\n'.join(stages).replace('sigma 23.0', 'sigma 230.0') + '\n'
     text, guide = guided(tiny.tokenizer, tiny.opening, wild)
     assert parse_cot(text).diagnosis.findings['noise'].parameters['sigma'] == 100. and 'noise.sigma' in guide.repairs[0][0]
@@ -144,7 +156,7 @@ def test_parameters_are_written_at_their_median(tiny, median, wanted):
     digit = tiny.opening.digits
     beliefs = {stem: {digit[7]: .40, digit[8]: .35, digit[9]: .25}, stem + '8': dict.fromkeys(digit, .1), stem + '7': {d: .05 for d in digit} | {digit[5]: .55}}
     model, guide = Beliefs(tokenizer, stem + '00', beliefs), Guide(tiny.opening, tokenizer, median)
-    guide.nodes, guide.start, guide.sites, guide.repairs = [{}], 0, [[]], [()]  # behind the opening
+    guide.nodes, guide.start, guide.repairs = [{}], 0, [()]  # behind the opening
     guide.numbers, written = MedianDigits(tokenizer, digit, 1), []
     while len(written) < len(model.ids):
         ids = torch.tensor([written], dtype=torch.long)
@@ -178,39 +190,157 @@ def test_tree_on_independent_digits_is_their_product():
     want = torch.stack([p[0, s // 100] * p[1, s // 10 % 10] * p[2, s % 10] for s in range(101)])
     assert torch.allclose(tree_distribution(log_p), want / want.sum(), atol=1e-6)
 
-def brute_force(reasoner, photo, before:Tensor) -> Tensor:  # (101,)
-    "Every string 000 to 100 scored by itself: no cache, no tree, no padding."
-    inputs = model_inputs(reasoner.processor, [reasoner.views(photo)], reasoner.prompt)
-    strings = torch.tensor([[reasoner.opening.digits[int(c)] for c in f'{s:03d}'] for s in range(101)])
-    total = []
-    for group in strings.split(26):
+def test_legal_severities_of_the_tree():
+    log_p = torch.randn(2, 14, 10, generator=torch.Generator().manual_seed(0))
+    free, held = tree_distribution(log_p), tree_distribution(log_p, torch.tensor([True, False]))
+    assert torch.allclose(held[0, 1:], free[0, 1:] / free[0, 1:].sum(), atol=1e-6) and held[0, 0] == 0
+    assert held[1, 0] == 1 and held[1, 1:].max() == 0
+
+def test_median_is_the_first_severity_that_passes_half():
+    p = torch.zeros(3, 101)
+    p[0, 0], p[1, 100] = 1, 1
+    p[2, 30], p[2, 31], p[2, 90] = .4, .2, .4
+    assert median(p).tolist() == [0, 100, 31]
+
+def plainly(reasoner, photo, texts:Tensor, keep:int) -> Tensor:  # (N,L) tokens after the prompt -> logits (N,keep,V)
+    "The logits of the last places of each text: no cache, no branches, no padding."
+    inputs, logits = model_inputs(reasoner.processor, [reasoner.views(photo)], reasoner.prompt), []
+    for group in texts.split(26):
         n = len(group)
-        tail = torch.cat([before.expand(n, -1), group], 1)
-        ids = torch.cat([inputs['input_ids'].expand(n, -1), tail], 1)
-        types = torch.cat([inputs['mm_token_type_ids'].expand(n, -1), torch.zeros_like(tail)], 1)
+        ids = torch.cat([inputs['input_ids'].expand(n, -1), group], 1)
+        types = torch.cat([inputs['mm_token_type_ids'].expand(n, -1), torch.zeros_like(group)], 1)
         with torch.no_grad():
             pictures = {k: inputs[k].repeat(n, 1) for k in ('pixel_values', 'image_grid_thw')}
-            logits = reasoner.model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types,
-                                    logits_to_keep=4, **pictures).logits
-        total.append(logits[:, :3].log_softmax(-1).gather(2, group[..., None]).sum((1, 2)))
-    return torch.cat(total).softmax(0)
+            logits.append(reasoner.model(input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types,
+                                         logits_to_keep=keep, **pictures).logits)
+    return torch.cat(logits)
 
-def text_before(reasoner, reply, kind) -> Tensor:
-    "The tokens of a reply up to the first digit of a kind's severity."
-    text = re.match(rf'1\..*\n2\. Quantify:.*?{kind} ', reply.text)[0]
-    return torch.tensor(reasoner.tokenizer.encode(text))
+def log_probability(reasoner, photo, text:list) -> float:
+    "Of a text after the prompt."
+    tokens = torch.tensor([text])
+    logits = plainly(reasoner, photo, tokens, len(text) + 1)[:, :-1]
+    return float(logits.log_softmax(-1).gather(2, tokens[..., None]).sum())
 
-def test_tree_equals_brute_force_scoring_of_all_101_strings(tiny, exact):
-    photos = [noise(90, 130), noise(200, 100, seed=1) * .5]  # different sizes: the batch is padded
-    found = tiny.severity_distribution(photos)
-    assert found.shape == (2, len(KINDS), 101)
-    assert torch.allclose(found.sum(-1), torch.ones(2, len(KINDS)), atol=1e-5)
-    for i, (photo, reply) in enumerate(zip(photos, tiny.reply(photos, 8))):
-        for k, kind in enumerate(KINDS):
-            want = brute_force(tiny, photo, text_before(tiny, reply, kind))
-            assert (found[i, k] - want).abs().max() < 1e-4
-            assert want.max() > .02  # not flat: the comparison means something
-        assert torch.allclose(reply.distribution, found[i], atol=1e-5)
+def brute_force(reasoner, photo, before:list) -> Tensor:  # (100,) of 001 to 100
+    "Every severity of a kind that is named, scored by itself."
+    strings = torch.tensor([[reasoner.opening.digits[int(c)] for c in f'{s:03d}'] for s in range(1, 101)])
+    logits = plainly(reasoner, photo, torch.cat([torch.tensor(before).expand(100, -1), strings], 1), 4)[:, :3]
+    return logits.log_softmax(-1).gather(2, strings[..., None]).sum((1, 2)).softmax(0)
+
+def branches_of(reasoner, photos, most=16, share=1.):
+    "P(S), the branches that are kept, their weights, and D in each."
+    inputs = model_inputs(reasoner.processor, [reasoner.views(p) for p in photos], reasoner.prompt)
+    with torch.no_grad():
+        branches = Branches(reasoner.model, inputs)
+        p = subset_probabilities(branches, reasoner.opening)
+        index, weight = most_probable(p, most, share)
+        branches.keep(index)
+        return p, index, weight, severities_given(branches, reasoner.opening, index)
+
+PHOTOS = [noise(90, 130), noise(200, 100, seed=1) * .5]  # of different sizes: the batch is padded
+
+def same_as_brute_force(reasoner, photos, ranks, kinds):
+    "Are P(S) of all subsets, and D of the branches with these ranks, those of one text at a time?"
+    opening = reasoner.opening
+    p, index, weight, given = branches_of(reasoner, photos)
+    assert p.shape == (len(photos), 16) and given.shape == (len(photos), 16, len(KINDS), 101)
+    for row, photo in enumerate(photos):
+        heads = [log_probability(reasoner, photo, tokens[:sites[0]]) for tokens, sites in opening.texts]
+        assert (p[row] - torch.tensor(heads).softmax(0)).abs().max() < 1e-4
+        for i in ranks:
+            subset = int(index[row, i])
+            before = list(opening.texts[subset][0][:opening.texts[subset][1][0]])
+            for k, kind in enumerate(KINDS):
+                if kind not in opening.subsets[subset]: assert given[row, i, k, 0] == 1
+                elif kind in kinds:
+                    want = brute_force(reasoner, photo, before)
+                    assert (given[row, i, k, 1:] - want).abs().max() < 1e-4 and given[row, i, k, 0] == 0
+                    assert want.max() > .02  # not flat: the comparison means something
+                if k < 3: before += severity_and_on(opening, k, subset, int(median(given[row, i, k])))
+
+def test_branches_equal_brute_force(tiny, exact): same_as_brute_force(tiny, PHOTOS, (0, 1, 5), KINDS)
+
+def test_prompts_of_different_length_are_padded(tiny):
+    mask = model_inputs(tiny.processor, [tiny.views(p) for p in PHOTOS], tiny.prompt)['attention_mask']
+    assert mask.min() == 0
+
+def test_distribution_is_the_sum_over_all_subsets(tiny, exact):
+    p, index, weight, given = branches_of(tiny, PHOTOS)
+    inputs = model_inputs(tiny.processor, [tiny.views(x) for x in PHOTOS], tiny.prompt)
+    with torch.no_grad(): distribution, present, likeliest = measure(tiny.model, inputs, tiny.opening, most=16, share=1.)
+    for row in range(2):
+        want, there = torch.zeros(len(KINDS), 101), dict.fromkeys(KINDS, 0.)
+        for i, subset in enumerate(index[row].tolist()):
+            want += p[row, subset] * given[row, i]
+            for kind in tiny.opening.subsets[subset]: there[kind] += float(p[row, subset])
+        assert torch.allclose(distribution[row], want, atol=1e-5) and torch.allclose(distribution.sum(-1), torch.ones(2, len(KINDS)), atol=1e-5)
+        assert present[row].tolist() == pytest.approx([there[k] for k in KINDS], abs=1e-5)
+        assert torch.allclose(present[row], 1 - distribution[row, :, 0], atol=1e-5)
+        assert likeliest[row] == tiny.opening.subsets[int(p[row].argmax())]
+    assert p.max() < .9, 'a mixture, not one branch'
+
+def test_fewest_branches_that_hold_the_share():
+    p = torch.tensor([[.05, .6, .15, .2], [0., 0., 1., 0.]])
+    index, weight = most_probable(p, 4, .75)
+    assert index.tolist() == [[1, 3], [2, 0]] and torch.allclose(weight, torch.tensor([[.75, .25], [1., 0.]]))
+    assert most_probable(p, 1, .99)[1].tolist() == [[1.], [1.]]
+    index, weight = most_probable(p, 4, 1.)
+    assert index.shape == (2, 4) and torch.allclose(weight.sum(-1), torch.ones(2)) and weight[1].tolist() == [1., 0., 0., 0.]
+
+def test_few_branches_are_near_all_of_them(tiny, exact):
+    inputs = model_inputs(tiny.processor, [tiny.views(x) for x in PHOTOS], tiny.prompt)
+    with torch.no_grad(): few, every = (measure(tiny.model, inputs, tiny.opening, 16, share)[0] for share in (.99, 1.))
+    assert torch.allclose(few.sum(-1), torch.ones(2, len(KINDS)), atol=1e-5) and (few - every).abs().sum(-1).max() < .025
+
+def test_the_cache_is_one_row_a_photo_and_is_left_by_the_digits(tiny):
+    inputs = model_inputs(tiny.processor, [tiny.views(x) for x in PHOTOS], tiny.prompt)
+    with torch.no_grad():
+        branches = Branches(tiny.model, inputs)
+        subset_probabilities(branches, tiny.opening)
+        before = branches.cache.get_seq_length()
+        digits = torch.tensor(tiny.opening.digits)
+        first = branches.severity(digits)
+        assert branches.cache.get_seq_length() == before == branches.visible.shape[2] and len(branches.cache.layers[0].keys) == 2
+        assert torch.allclose(first, branches.severity(digits), atol=1e-6)
+
+def test_replies_carry_what_is_measured(tiny, exact):
+    found = tiny.severity_distribution(PHOTOS)
+    assert found.shape == (2, len(KINDS), 101) and torch.allclose(found.sum(-1), torch.ones(2, len(KINDS)), atol=1e-5)
+    for reply, distribution in zip(tiny.reply(PHOTOS, 8), found):
+        assert torch.allclose(reply.distribution, distribution, atol=1e-6) and reply.present.shape == (len(KINDS),)
+        assert torch.allclose(reply.severity, expected(distribution), atol=1e-3)
+
+@pytest.mark.parametrize('threshold', (0., .2, .5, .8, 1.))
+def test_reply_names_the_kinds_above_the_threshold(tiny, exact, threshold):
+    reasoner = Reasoner(tiny.model, tiny.processor, SHORT_PROMPT, threshold=threshold)
+    for reply in reasoner.reply(PHOTOS, 8):
+        wanted = tuple(k for k, p in zip(KINDS, reply.present.tolist()) if p > threshold)
+        named = re.match(r'1\. Identify: (.*)\.\n', reply.text)[1]
+        assert named == (', '.join(wanted) or 'none')
+        assert reply.diagnosis.present == wanted
+
+def test_digits_that_are_written_are_medians_given_the_text(tiny, exact):
+    for photo in PHOTOS:
+        reply, = tiny.reply(photo, 8)
+        subset = tiny.opening.subsets.index(reply.diagnosis.present)
+        _, index, _, given = branches_of(tiny, [photo])
+        branch = given[0, index[0].tolist().index(subset)]
+        assert [reply.diagnosis.severity(k) for k in KINDS] == median(branch).tolist()
+
+def test_both_names_of_the_cache_are_known(tiny):
+    from rr.reasoner import cache_argument
+    class Older:
+        def forward(self, input_ids, past_key_values=None): ...
+    class Newer:
+        def forward(self, input_ids, cache=None, **kwargs): ...
+    assert cache_argument(Older()) == 'past_key_values' and cache_argument(Newer()) == 'cache'
+
+def test_nothing_deprecated_is_called(tiny):
+    photo = noise(64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', FutureWarning)
+        warnings.simplefilter('error', DeprecationWarning)
+        tiny.severity(photo), tiny.reply(photo, 20), severity_with_gradient(tiny, photo[None])
 
 def test_severity_is_the_same_every_time_and_in_any_batch(tiny, exact):
     photos = [noise(90, 130), noise(64, 64, seed=1), noise(200, 100, seed=2)]
@@ -227,6 +357,15 @@ def test_severity_with_gradient_is_the_severity_and_its_slope(tiny, exact):
     assert torch.allclose(found, tiny.severity(photos.detach()), atol=2e-3)
     slope, = torch.autograd.grad(found[0].sum(), photos)
     assert slope[1].abs().max() == 0 and slope[0].abs().max() > 0, 'a photo is not judged by another one'
+
+
+def test_gradient_holds_the_doubt_about_stage_1(tiny, exact):
+    "Nothing but P(S) moves the probability that a kind is there."
+    inputs = model_inputs(tiny.processor, [tiny.views(PHOTOS[0])], tiny.prompt)
+    inputs['pixel_values'].requires_grad_()
+    distribution, *_ = measure(tiny.model, inputs, tiny.opening, share=1.)
+    slope, = torch.autograd.grad(distribution[0, 0, 0], inputs['pixel_values'])
+    assert slope.abs().max() > 0
 
 
 def test_under_bfloat16_autocast_the_severity_stays_close(random_nano, monkeypatch):
@@ -421,12 +560,8 @@ def test_folder_with_nano_weights_is_known_as_nano(random_nano):
     views, photo = nano_views(noise(300, 200)), noise(300, 200)
     assert random_nano.prompt == SHORT_PROMPT and all(map(torch.equal, random_nano.views(photo), views))
 
-def test_tree_equals_brute_force_for_nano(random_nano, exact):
-    photos = [noise(90, 130), noise(200, 300, seed=1) * .5]
-    found, replies = random_nano.severity_distribution(photos), random_nano.reply(photos, 8)
-    for photo, reply, p, k in zip(photos, replies, found, (0, len(KINDS) - 1)):
-        want = brute_force(random_nano, photo, text_before(random_nano, reply, KINDS[k]))
-        assert (p[k] - want).abs().max() < 1e-4 and want.max() > .02
+def test_branches_equal_brute_force_for_nano(random_nano, exact):
+    same_as_brute_force(random_nano, [noise(90, 130), noise(200, 300, seed=1) * .5], (0, 3), (KINDS[0], KINDS[-1]))
 
 def test_true_chains_of_thought_pass_the_guide_of_nano(random_nano):
     from rr.finetune import sample_texts
@@ -446,6 +581,7 @@ def test_nano_reads_every_bundled_photo(nano):
     for reply in replies:
         assert not reply.error and reply.distribution.shape == (len(KINDS), 101)
         assert torch.allclose(reply.distribution.sum(-1), torch.ones(len(KINDS)), atol=1e-4)
+        assert reply.diagnosis.present == tuple(k for k, p in zip(KINDS, reply.present) if p > .5)
     assert torch.allclose(torch.stack([r.severity for r in replies]), nano.severity(photos), atol=.5)
 
 def test_nano_slope_is_that_of_small_steps(nano, exact):

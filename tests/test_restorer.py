@@ -9,7 +9,7 @@ from safetensors import safe_open
 from rr.core import bundled_photos, psnr, read_photo, seeded, to_pil, to_tensor
 from rr.degrade import degrade
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.nano import (NanoRestorerNet, build_nano_reasoner, nano_processor, nano_reasoner_config, save_nano_restorer,
+from rr.nano import (NanoRestorerNet, build_nano_reasoner, load_nano_denoiser, nano_processor, nano_reasoner_config, save_nano_restorer,
                      train_tokenizer)
 from rr.restorer import (LORA_TARGETS, FlowPolicy, MemoryPlan, NanoRestorer, PartMemory, QwenRestorer, Restorer,
                          RestorerError, add_lora, euler, fit_prompt, full_size_parts, memory_plan, meta_parts, pad_to_multiple, part_memory,
@@ -191,6 +191,43 @@ def test_tiles_make_the_same_photo_as_the_whole(reasoner, size, steps):
     assert psnr(whole, image) < 30, 'the network must change the photo for this test to mean something'
     assert psnr(whole, tiled) > 45
     assert abs(psnr(whole, image) - psnr(tiled, image)) < .1
+
+
+# ---- noise alone
+
+NOISE = Diagnosis({'noise': Finding(60, {'type': 'gaussian', 'sigma': 25.})})
+
+
+def test_of_noise_alone_two_networks_give_their_mean():
+    shipped, clean = NanoRestorer.from_pretrained(), photo(200, 230)
+    flow = NanoRestorer.from_pretrained(denoise=False)
+    noisy = clean + 25 / 255 * torch.randn(clean.shape, generator=seeded(1))  # not clipped, as in benchmarks
+    one, other, both = flow.restore([noisy], [NOISE])[0], shipped.denoise(noisy, NOISE), shipped.restore([noisy], [NOISE])[0]
+    assert torch.allclose(both, (one + other) / 2, atol=1e-5)
+    assert psnr(both, clean) > max(psnr(one, clean), psnr(other, clean)) and psnr(other, clean) > psnr(noisy, clean) + 6
+    assert torch.allclose(one, flow.restore([noisy.clamp(0, 1)], [NOISE])[0], atol=1e-5), 'the flow learnt on what photos can hold'
+    assert flow.denoiser is None and flow.denoise(noisy, NOISE) is noisy
+    more = NOISE.with_severity('fog', 40)  # beside other damage the flow removes both
+    assert torch.equal(flow.restore([noisy], [more])[0], shipped.restore([noisy], [more])[0])
+    region = Diagnosis({'noise': Finding(60, {'sigma': 25.}, region='lower left')})
+    assert shipped.denoise(noisy, region) is noisy and shipped.denoise(noisy, BLUR) is noisy
+    assert len(shipped.networks()) == 2 and len(flow.networks()) == 1
+
+
+def test_less_noise_told_leaves_more_grain():
+    shipped, clean = NanoRestorer.from_pretrained(), photo(200, 230)
+    noisy = (clean + 25 / 255 * torch.randn(clean.shape, generator=seeded(1))).clamp(0, 1)
+    told = [NOISE.with_severity('noise', s) for s in (15, 30, 45, 60)]
+    taken = [float((shipped.denoise(noisy, d) - noisy).std()) for d in told]
+    assert taken == sorted(taken) and taken[-1] > 1.5 * taken[0], taken
+
+
+def test_noise_is_removed_in_tiles_as_in_one_piece():
+    net, image = load_nano_denoiser(), photo(250, 330, name='astronaut')
+    noisy = (image + .1 * torch.randn(image.shape, generator=seeded(1))).clamp(0, 1)
+    whole, tiled = (NanoRestorer(random_net(), device='cpu', denoiser=net, **o).denoise(noisy, NOISE)
+                    for o in ({}, dict(tile=128, overlap=64)))
+    assert psnr(whole, tiled) > 45 and psnr(whole, noisy) < 30
 
 
 def test_impossible_tiles_are_refused():

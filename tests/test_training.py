@@ -38,6 +38,47 @@ def test_untrained_restorer_returns_the_photo():
     x = torch.rand(2, 3, 32, 48)
     assert torch.equal(small_net()(x, torch.ones(2), x), torch.zeros_like(x))
 
+def test_untrained_denoiser_returns_the_photo_and_a_trained_one_is_told_the_level():
+    from rr.nano import NanoDenoiser
+    net, x = NanoDenoiser((8, 8, 8), (1, 1, 1)), torch.rand(2, 3, 32, 48)
+    assert torch.equal(net(x, torch.tensor([0., 20.])), torch.zeros_like(x))
+    torch.nn.init.normal_(net.out.weight)
+    same = x[:1].expand(2, -1, -1, -1)
+    told = net(same, torch.tensor([10., 30.]))
+    assert not torch.allclose(told[0], told[1]) and torch.allclose(net(same, torch.tensor([10., 10.]))[1], told[0], atol=1e-5)
+
+def test_noise_batches_hold_what_was_asked_for():
+    from rr.flow import NOISE_ONLY, NoiseBatches
+    batches = NoiseBatches(PairStream(clean_photos(PHOTOS), 64, NOISE_ONLY), FlowTraining(pairs=60, patch=32, patches=1))
+    noisy, clean, sigma = batches(0)
+    assert noisy.shape == clean.shape == (60, 3, 32, 32) and sigma.shape == (60,)
+    assert all(torch.equal(a, b) for a, b in zip(batches(0), (noisy, clean, sigma))) and not torch.equal(batches(1)[0], noisy)
+    outside = ((noisy < 0) | (noisy > 1)).flatten(1).any(1)
+    assert .1 < outside.float().mean() < .5 and .2 < (sigma == 0).float().mean() < .6
+    told = sigma > 0
+    level = (noisy - clean).flatten(1).std(1) * 255
+    assert torch.corrcoef(torch.stack([level[told & outside], sigma[told & outside]]))[0, 1] > .9
+
+def test_denoiser_learns_and_resumes(tmp_path):
+    from rr.flow import NOISE_ONLY, DenoiserTrainer, denoised_psnr
+    from rr.nano import NanoDenoiser, load_nano_denoiser
+    def trainer(folder):
+        torch.manual_seed(0)
+        stream = PairStream(clean_photos(PHOTOS), 64, NOISE_ONLY)
+        return DenoiserTrainer(NanoDenoiser((16, 16, 16), (1, 1, 1)), stream, folder,
+                               FlowTraining(minutes=9, pairs=4, patch=48, patches=1, learning_rate=3e-3, warmup=0.))
+    first = trainer(tmp_path / 'a')
+    before = denoised_psnr(clean_photos(PHOTOS)[:2], (50,), 96)(first.net)
+    for _ in range(80): first.train_step()
+    after = denoised_psnr(clean_photos(PHOTOS)[:2], (50,), 96)(first.net)
+    assert after['sigma 50'] > before['sigma 50'] + 1 and after['sigma 50, not told'] > before['sigma 50, not told'] + 1, (before, after)
+    first.save()
+    second = trainer(tmp_path / 'a')
+    assert second.step == 80 and abs(first.train_step() - second.train_step()) < 1e-5
+    saved, average = load_nano_denoiser(tmp_path / 'a').state_dict(), torch.load(tmp_path / 'a/checkpoint.pt', weights_only=True)['average']
+    assert all(torch.allclose(saved[k], average[k], atol=1e-2) for k in average)
+    with pytest.raises(FileNotFoundError, match='no model.safetensors'): load_nano_denoiser(tmp_path / 'nothing')
+
 def test_average_follows_the_weights():
     net = small_net()
     average = WeightAverage(net)

@@ -8,6 +8,7 @@ from rr.data import Pair, PairFolder, PairStream, Recipe, clean_photos, synthesi
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, degrade, register
 from rr.diagnosis import Diagnosis, Finding
 from rr.pipeline import ReasonRestore
+from rr.restorer import Restorer
 from rr.reasoner import Reply
 from rr.rl import GRPO, GRPOConfig, GaussianFlow
 from rr.widgets import (Busy, Compare, DatasetBrowser, GroupViewer, Picture, RLMonitor, SeverityExplorer, StepScrubber, TraceViewer, WhatIf,
@@ -109,7 +110,7 @@ def test_hostile_text_is_escaped():
 
 # What-if, steps, curtain, data, groups, reinforcement learning
 
-class Darkener:
+class Darkener(Restorer):
     "A restorer whose result is known: fog 10 takes away a tenth of the light."
     def __init__(self): self.asked = []
     def restore(self, images, diagnoses, steps=1, seed=0, on_step=None):

@@ -1,7 +1,7 @@
-"""Make the bundled photos again: `python rr/assets/photos/make_photos.py [BUDGIE_BACKGROUNDS_FOLDER]`.
+"""Make the bundled photos again: `python docs/make_photos.py [BUDGIE_BACKGROUNDS_FOLDER]`.
 
 Needs scikit-image and matplotlib (both come with `pip install -e '.[dev]'`) for the photos that they ship; the two
-landscapes are made only if the folder of the budgie-backgrounds collection is given. Then makes `../damaged.jpg`.
+landscapes are made only if the folder of the budgie-backgrounds collection is given. Then makes `rr/assets/damaged.jpg`.
 """
 
 import sys
@@ -11,7 +11,7 @@ import matplotlib
 import skimage
 from PIL import Image
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / 'rr/assets/photos'
 SKIMAGE, MATPLOTLIB = Path(skimage.__file__).parent / 'data', Path(matplotlib.get_data_path()) / 'sample_data'
 SOURCES = {
     'astronaut': SKIMAGE / 'astronaut.png',
