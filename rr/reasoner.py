@@ -837,7 +837,7 @@ def adapter_kinds(name:str) -> tuple[str, ...]:
     return kinds
 
 # %% ../nbs/07_reasoner.ipynb #07-101
-SURE = .7  # threshold of the nano reasoner: to miss a weak kind costs a photo less than a false alarm
+SURE = .7  # threshold of the nano reasoner: rather miss a weak kind than repair what is not broken
 
 def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # model, processor
     "The nano reasoner, from the package or a folder."
