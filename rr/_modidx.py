@@ -677,6 +677,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.reasoner.severity_and_on': ('reasoner.html#severity_and_on', 'rr/reasoner.py'),
                              'rr.reasoner.severity_if_named': ('reasoner.html#severity_if_named', 'rr/reasoner.py'),
                              'rr.reasoner.severity_with_gradient': ('reasoner.html#severity_with_gradient', 'rr/reasoner.py'),
+                             'rr.reasoner.shared_ends': ('reasoner.html#shared_ends', 'rr/reasoner.py'),
                              'rr.reasoner.sign_twins': ('reasoner.html#sign_twins', 'rr/reasoner.py'),
                              'rr.reasoner.spread': ('reasoner.html#spread', 'rr/reasoner.py'),
                              'rr.reasoner.subset_probabilities': ('reasoner.html#subset_probabilities', 'rr/reasoner.py'),

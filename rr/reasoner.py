@@ -6,9 +6,9 @@
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'QWEN_SHAPES', 'SURE',
            'ReasonerError', 'Prompt', 'parameter_text', 'full_question', 'chat', 'within_budget', 'as_photos',
            'pictures', 'model_inputs', 'with_examples', 'evaluating', 'end_tokens', 'decode', 'hang_severity',
-           'digit_tokens', 'opening_tokens', 'Opening', 'closing', 'quantile_digit', 'decimal_follows', 'sign_twins',
-           'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected', 'for_kinds',
-           'spread', 'median', 'unwrapped', 'cache_argument', 'Branches', 'padded', 'subset_probabilities',
+           'digit_tokens', 'opening_tokens', 'shared_ends', 'Opening', 'closing', 'quantile_digit', 'decimal_follows',
+           'sign_twins', 'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors', 'tree_distribution', 'expected',
+           'for_kinds', 'spread', 'median', 'unwrapped', 'cache_argument', 'Branches', 'padded', 'subset_probabilities',
            'most_probable', 'severities_given', 'severity_if_named', 'severity_and_on', 'measure', 'Reply',
            'read_reply', 'to_replies', 'memory_needed', 'free_memory', 'check_memory', 'quantization', 'qwen_config',
            'one_line', 'check_folder', 'hub_reachable', 'fetch', 'load_qwen', 'adapter_base', 'is_nano',
@@ -21,7 +21,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.util import find_spec
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from socket import create_connection
 from urllib.parse import urlsplit
@@ -232,6 +232,15 @@ def opening_tokens(
     return tokens, sites
 
 # %% ../nbs/07_reasoner.ipynb #07-042
+def shared_ends(
+    texts:list[list[int]],
+) -> tuple[list[int], list[list[int]], list[int]]:  # shared beginning, what lies between, shared end
+    "Cut texts into what they share at both ends, and what differs; one token of the shared end stays with it."
+    same = lambda columns: sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    first = same(zip(*texts))
+    last = max(same(zip(*(reversed(t[first:]) for t in texts))) - 1, 0)
+    return texts[0][:first], [t[first:len(t) - last] for t in texts], texts[0][len(texts[0]) - last:]
+
 class Opening:
     "The graph of all legal beginnings of a chain of thought."
     def __init__(
@@ -246,6 +255,7 @@ class Opening:
         self.subsets = [present for n in range(len(kinds) + 1) for present in combinations(kinds, n)]
         self.named = torch.tensor([[k in present for k in kinds] for present in self.subsets])  # (N,K)
         self.texts = [opening_tokens(tokenizer, present, self.digits, kinds) for present in self.subsets]
+        self.head, self.middles, self.tail = shared_ends([t[:sites[0]] for t, sites in self.texts])
         for present in self.subsets: self._add(self.root, present)
         self.length = max(len(tokens) for tokens, _ in self.texts)
 
@@ -548,14 +558,14 @@ def padded(
             torch.tensor([[len(tokens) for tokens in row] for row in rows], device=device))
 
 def subset_probabilities(
-    branches:Branches,  # just begun; then one for each of `opening.subsets`, up to the first digit
+    branches:Branches,  # just begun; then one for each of `opening.subsets`, behind stage 1
     opening:Opening,
 ) -> Tensor:  # (B,N) sums to 1
     "How likely stage 1 names each subset of the kinds."
     B, device = len(branches.position), branches.position.device
+    if opening.head: branches.append(*padded([[opening.head]] * B, device))
     branches.keep(torch.zeros(B, len(opening.subsets), dtype=torch.long, device=device))
-    texts = [tokens[:sites[0]] for tokens, sites in opening.texts]
-    return branches.append(*padded([texts] * B, device)).softmax(-1)
+    return branches.append(*padded([opening.middles] * B, device)).softmax(-1)
 
 def most_probable(
     p:Tensor,  # (B,N) sums to 1
@@ -571,13 +581,14 @@ def most_probable(
 
 # %% ../nbs/07_reasoner.ipynb #07-131g
 def severities_given(
-    branches:Branches,  # up to the first digit of stage 2
+    branches:Branches,  # behind stage 1
     opening:Opening,
     index:Tensor,  # (B,n) the subset that each branch names
 ) -> Tensor:  # (B,n,K,101)
     "Distribution of every severity in every branch, earlier severities at their median."
     digits, named = torch.tensor(opening.digits, device=index.device), opening.named.to(index.device)[index]
-    found = []
+    found, (B, n) = [], index.shape
+    if opening.tail: branches.append(*padded([[opening.tail] * n] * B, index.device))
     for k in range(len(opening.kinds)):
         found.append(severity_if_named(branches, digits, named[..., k]))
         if k + 1 < len(opening.kinds):
