@@ -235,7 +235,8 @@ def opening_tokens(
 def shared_ends(
     texts:list[list[int]],
 ) -> tuple[list[int], list[list[int]], list[int]]:  # shared beginning, what lies between, shared end
-    "Cut texts into what they share at both ends, and what differs; one token of the shared end stays with it."
+    """Cut texts into what they share at both ends, and what differs; one token of the shared end stays with
+    it."""
     same = lambda columns: sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     first = same(zip(*texts))
     last = max(same(zip(*(reversed(t[first:]) for t in texts))) - 1, 0)
