@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONES', 'QUANTILES', 'TOWER_WIDTHS', 'TOWER_DEPTHS',
            'SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'COLUMN', 'SEVERITIES', 'NOISE_RANGE', 'DETAIL', 'KNEE', 'BOLD',
-           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'GLANCE', 'SHIPPED_RESTORERS', 'SHIPPED_DENOISER',
-           'texture_map', 'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median', 'block_spectra',
-           'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer', 'nano_processor',
-           'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner', 'load_nano_reasoner',
-           'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power', 'kernel_power', 'misfit', 'measure_blur',
-           'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet',
-           'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer', 'load_nano_denoiser',
-           'weights_mark', 'save_correction', 'corrected']
+           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'NOISE_TYPES', 'STREAKS', 'GLANCE', 'SHIPPED_RESTORERS',
+           'SHIPPED_DENOISER', 'texture_map', 'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median',
+           'block_spectra', 'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer',
+           'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
+           'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power', 'kernel_power',
+           'misfit', 'measure_blur', 'patches_of', 'covariance', 'noise_floor', 'measure_noise', 'line_kernels',
+           'streak_skewness', 'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map',
+           'NanoRestorerNet', 'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer',
+           'load_nano_denoiser', 'weights_mark', 'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import hashlib, json, math
@@ -21,8 +22,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from .core import asset
-from .degrade import DEGRADATIONS, blur_kernel, fast_size, reflect_pad, strength
+from .core import asset, seeded
+from .degrade import DEGRADATIONS, blur_kernel, fast_size, noisy, reflect_pad, strength
 from .diagnosis import DIAGNOSIS_DIM, vector_names
 
 # %% ../nbs/06_nano.ipynb #06-005
@@ -479,6 +480,104 @@ def measure_blur(
     if fit(torch.zeros_like(y)) - fit((kernel_power(*found)[use] + 1e-5).log()) < proof: return {}
     names = ('type', 'sigma', 'angle', 'curvature')[:dict(linear=3, curved=4).get(shape, 2)]
     return dict(zip(names, found))
+
+# %% ../nbs/06_nano.ipynb #06-noise-floor
+def patches_of(
+    image:Tensor,  # (C, H, W)
+    side:int=8,  # of the patches, pixels
+    most:int=60_000,  # patches, about; of a large photo, some are left out
+) -> Tensor:  # (C * side * side, N)
+    "Patches of a photo, one a column."
+    step = max(1, round(math.sqrt(image.shape[-2] * image.shape[-1] / most)))
+    return F.unfold(image[None], side, stride=step)[0]
+
+def covariance(patches:Tensor) -> Tensor:  # (D, N) -> (D, D)
+    "Covariance of patches, in double precision."
+    patches = patches - patches.mean(1, keepdim=True)
+    return (patches @ patches.T / patches.shape[1]).double()
+
+def noise_floor(
+    covariance:Tensor,  # (D, D) of patches
+) -> float:
+    "Standard deviation of the white noise in patches: their smallest principal components (Chen 2015)."
+    variances = torch.linalg.eigvalsh(covariance).clamp_min(0)
+    n = torch.arange(1, len(variances) + 1)
+    means, medians = variances.cumsum(0) / n, (variances[(n - 1) // 2] + variances[n // 2]) / 2
+    return math.sqrt(means[(means <= medians).nonzero().max()])
+
+# %% ../nbs/06_nano.ipynb #06-noise-measure
+NOISE_TYPES = ({'type': 'gaussian'}, {'type': 'poisson'},
+               *({'type': 'camera', 'read_share': share} for share in (.1, .35, .6)))
+
+@torch.no_grad()
+def measure_noise(
+    image:Tensor,  # (3, H, W) in [0, 1], noisy
+    degrees:int=4,  # of brightness
+    margin:float=.03,  # log-ratio by which a kind must fit better than Gaussian noise
+) -> dict|None:  # parameters of `Noise`; None: the photo does not say
+    "Kind and level of the noise, as the photo's patches of different brightness show them."
+    if min(image.shape[-2:]) < 2 * TILE: return None
+    patches = patches_of(image := image.float().cpu())
+    brightness = patches.mean(0)
+    limits = brightness[::math.ceil(len(brightness) / 10_000)].quantile(torch.arange(1, degrees) / degrees)
+    degree = torch.bucketize(brightness, limits)
+    parts = [patches[:, degree == d] for d in range(degrees)]
+    if min(p.shape[1] for p in parts) < 1000: return None  # flat: nothing to compare
+    parts = [covariance(p) for p in parts]
+    floor = sum(map(noise_floor, parts)) / degrees
+    if floor < .5 / 255: return None
+    smooth = F.avg_pool2d(F.pad(image[None], (3,) * 4, mode='reflect'), 7, 1)[0]
+    step = math.ceil(math.sqrt(smooth[0].numel() / 65_536))
+    smooth = smooth[:, ::step, ::step].contiguous()  # enough to measure on
+    degree = torch.bucketize(smooth.mean(0), limits)
+    fits = [_fit_noise(kind, 255 * floor, parts, smooth, degree) for kind in NOISE_TYPES]
+    best = min(range(len(fits)), key=lambda i: fits[i][0] + margin * (i > 0))
+    return NOISE_TYPES[best] | dict(sigma=fits[best][1])
+
+def _fit_noise(
+    kind:dict,  # type of noise
+    sigma:float,  # first guess, 8-bit levels
+    parts:list,  # covariance of the patches, (D, D) for each degree of brightness
+    smooth:Tensor, degree:Tensor,  # (C, h, w) points of the photo without noise, (h, w) their degree
+) -> tuple[float, float]:
+    "Spread of the log-ratio of the measured levels to those of noise of this kind, and its best `sigma`."
+    floors, there = None, [d for d in range(len(parts)) if (degree == d).any()]
+    for _ in range(3):
+        error = (noisy(smooth, kind | dict(sigma=sigma), seeded(0)).clamp(0, 1) - smooth).square()
+        made = torch.stack([error[:, degree == d].mean(1) for d in there]).clamp_min(1e-8)  # variances (D, C)
+        level = made.mean(1).sqrt()
+        if floors is None:  # as if all channels were equally noisy
+            scale = level[:, None] / made.sqrt()
+            floors = torch.tensor([
+                noise_floor(parts[d] * s * s[:, None])
+                for d, s in zip(there, scale.repeat_interleave(len(parts[0]) // scale.shape[1], 1))
+            ]).clamp_min(1e-6)
+        ratio = (floors / level).log()
+        sigma = min(100., sigma * float(ratio.mean().exp()))
+    return float(ratio.std(correction=0)), sigma
+
+# %% ../nbs/06_nano.ipynb #06-streaks
+STREAKS = .1  # skewness above which what was taken for noise held streaks
+
+def line_kernels(length:int=9, directions:int=12) -> Tensor:  # (directions, 1, length, length), unit norm
+    "Lines of one pixel's width through the middle, in evenly spaced directions."
+    middle, along = length // 2, torch.linspace(-(length // 2), length // 2, 4 * length)
+    kernels = torch.zeros(directions, 1, length, length)
+    for i, kernel in enumerate(kernels):
+        angle = math.pi * i / directions
+        rows, columns = (middle - along * math.cos(angle)).round(), (middle + along * math.sin(angle)).round()
+        kernel[0, rows.long(), columns.long()] = 1
+    return kernels / kernels.square().sum((2, 3), keepdim=True).sqrt()
+
+def streak_skewness(
+    removed:Tensor,  # (3, H, W), what a denoiser took away: photo before - photo after
+) -> float|None:  # about 0 for noise, more for rain; None where the photo is too small to tell
+    "Skewness along lines in the direction of the brightest streaks, above the median of all directions."
+    if min(removed.shape[-2:]) < 2 * TILE: return None
+    means = F.conv2d(removed.float().cpu().mean(0)[None, None], line_kernels())[0].flatten(1)
+    means = means - means.mean(1, keepdim=True)
+    skewness = means.pow(3).mean(1) / means.square().mean(1).clamp_min(1e-12) ** 1.5
+    return float(skewness.max() - skewness.median())
 
 # %% ../nbs/06_nano.ipynb #06-067
 def time_embedding(t:Tensor, size:int=64) -> Tensor:  # (B,) -> (B, size)

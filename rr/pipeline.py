@@ -19,9 +19,9 @@ from PIL import Image
 from .core import Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
 from .degrade import KINDS
 from .diagnosis import Diagnosis
-from .nano import is_nano_restorer
+from .nano import STREAKS, is_nano_restorer, streak_skewness
 from .reasoner import Reasoner, ReasonerError, Reply, for_kinds, is_nano
-from .restorer import NanoRestorer, Restorer, measured
+from .restorer import NanoRestorer, Restorer, measured_blur, measured_noise
 from .rl import severity_reward, structure
 
 # %% ../nbs/12_pipeline.ipynb #12-004
@@ -89,16 +89,19 @@ def measurement(
     return '; '.join(_changed(kind, before, told.findings.get(kind), noisy)
                      for kind, before in stated.findings.items() if before != told.findings.get(kind))
 
+_PLACES = {'blur': ('px', "the photo's spectrum"), 'noise': ('levels', "the photo's patches")}
+
 def _changed(kind, before, now, noisy) -> str:
     if now is None:
-        why = 'not seen again once the noise was gone' if noisy else "the photo's spectrum shows none"
+        why = ('no streaks in what was taken away as noise' if noisy and kind == 'rain' else
+               'not seen again once the noise was gone' if noisy else "the photo's spectrum shows none")
         return f'{kind}: {why} (severity {before.severity} before)'
-    if kind != 'blur':
+    if kind not in _PLACES:
         return f'{kind}: severity {now.severity} once the noise was gone, {before.severity} before'
-    words = lambda f: (f"{f.parameters.get('type', 'kind not stated')}, "
-                       f"{f.parameters.get('sigma', '?')} px, severity {f.severity}")
-    return (f"blur: {words(now)}, measured on the photo's spectrum; "
-            f"the reasoner had {words(before)}")
+    unit, where = _PLACES[kind]
+    words = lambda f: (f"{f.parameters.get('type', 'type not stated')}, "
+                       f"{f.parameters.get('sigma', '?')} {unit}, severity {f.severity}")
+    return f'{kind}: {words(now)}, measured on {where}; the reasoner had {words(before)}'
 
 # %% ../nbs/12_pipeline.ipynb #12-011
 @dataclass
@@ -198,7 +201,8 @@ class ReasonRestore:
         steps = self.restorer.default_steps if steps is None else steps
         with _timed(seconds, 'diagnose'):
             reply = self._reply(photo, needed=not isinstance(edit, Diagnosis))
-            told = reply.diagnosis if isinstance(edit, Diagnosis) else self.told(photo.image, reply.diagnosis)
+            told = (reply.diagnosis if isinstance(edit, Diagnosis) else
+                    self.told(photo.image, reply.diagnosis, reply.present))
         before = edit if isinstance(edit, Diagnosis) else edit(told) if edit else told
         with _timed(seconds, 'restore'): restored = self._restore(photo, before, steps, seed)
         with _timed(seconds, 'diagnose again'): second = reply if restored is photo else self._reply(restored)
@@ -208,20 +212,31 @@ class ReasonRestore:
         return Restoration(photo, restored, before, after, b, a, reply, seconds, reward.item(), steps, seed,
                            edit is not None, measurement(reply.diagnosis, told))
 
-    def told(self, image:torch.Tensor, stated:Diagnosis) -> Diagnosis:
-        "What the restorer is told of a photo of which the reasoner states this."
-        return measured(image, self.second_look(image, stated)) if self.measure else stated
+    def told(self,
+        image:torch.Tensor,  # (3,H,W) in [0,1]
+        stated:Diagnosis,  # what the reasoner states of it
+        present:torch.Tensor=None,  # (K,), its probabilities of presence; default: it is asked
+    ) -> Diagnosis:
+        "What the restorer is told: measured and looked at twice, where `measure` is on."
+        if not self.measure: return stated
+        return measured_blur(image, self.second_look(image, measured_noise(image, stated), present))
 
-    def second_look(self, image:torch.Tensor, stated:Diagnosis) -> Diagnosis:
-        """The diagnosis as it is once the noise is gone, without what is unlikely by both looks together;
-        where the restorer can remove noise alone."""
+    def second_look(self, image:torch.Tensor, stated:Diagnosis, present:torch.Tensor=None) -> Diagnosis:
+        """The diagnosis without what was mistaken in the noise, where the restorer can remove noise alone. Rain
+        must show in what was removed; other kinds are looked at again in what is left, and named if the mean
+        of both probabilities passes the reasoner's threshold."""
         others = stated.with_severity('noise', 0).present
         if not others or (quiet := self.restorer.denoise(image, stated)) is image: return stated
-        reply = self.reasoner.reply([quiet], self.max_new_tokens)[0]
-        both = (self.reasoner.presence([image])[0] + reply.present) / 2
-        likely = dict(zip(reply.kinds, both.tolist()))
-        found = {k: reply.diagnosis.findings.get(k, f) if k in others else f
-                 for k, f in stated.findings.items() if k not in others or likely[k] >= .5}
+        found = dict(stated.findings)
+        streaks = streak_skewness(image - quiet) if 'rain' in others else None
+        if streaks is not None and streaks < STREAKS: del found['rain']
+        if again := [k for k in others if k != 'rain']:
+            reply = self.reasoner.reply([quiet], self.max_new_tokens)[0]
+            first = self.reasoner.presence([image])[0] if present is None else present
+            likely = dict(zip(reply.kinds, ((first + reply.present) / 2).tolist()))
+            for kind in again:
+                if likely.get(kind, 1.) <= self.reasoner.threshold: del found[kind]
+                else: found[kind] = reply.diagnosis.findings.get(kind, found[kind])
         return replace(stated, findings=found)
 
     def _reply(self, photo, needed=True) -> Reply:

@@ -1,4 +1,4 @@
-"The kernel of a blur, measured on the spectrum of the photo."
+"What is measured on the photo: the kernel of a blur, kind and level of noise, streaks in what was removed as noise."
 import math
 from dataclasses import replace
 
@@ -8,9 +8,9 @@ import torch
 from rr.core import bundled_photos, psnr, read_photo, seeded
 from rr.degrade import DEGRADATIONS, blur_kernel, degrade, severity_of
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.nano import BOLD, kernel_power, mean_power, measure_blur, misfit, wiener
+from rr.nano import BOLD, STREAKS, covariance, kernel_power, line_kernels, mean_power, measure_blur, measure_noise, misfit, noise_floor, patches_of, streak_skewness, wiener
 from rr.pipeline import measurement
-from rr.restorer import measured, measured_diagnoses
+from rr.restorer import measured, measured_diagnoses, measured_noise
 
 PHOTOS = ('astronaut', 'coffee', 'colosseum', 'hopper', 'lake', 'rocket')
 KERNELS = [dict(type='gaussian', sigma=1.2), dict(type='defocus', sigma=2.), dict(type='defocus', sigma=1.), dict(type='linear', sigma=1.8, angle=30),
@@ -113,3 +113,59 @@ def test_a_spectrum_may_say_that_there_is_no_blur(photos):
     assert measure_blur(photos['lake'], told, proof=.2) == {} and measure_blur(photos['lake'], told)['sigma'] > 0
     words = measurement(stated, measured(photos['lake'], stated))
     assert words == "blur: the photo's spectrum shows none (severity 30 before)"
+
+
+# The level of noise, and what was mistaken for it
+
+def test_noise_floor_finds_noise_beside_a_signal_of_few_dimensions():
+    noise, signal = torch.randn(192, 30_000, generator=seeded(0)) * .05, torch.randn(192, 40, generator=seeded(1)) @ torch.randn(40, 30_000, generator=seeded(2))
+    assert noise_floor(covariance(noise)) == pytest.approx(.05, rel=.02) and noise_floor(covariance(noise + signal)) == pytest.approx(.05, rel=.03)
+    assert noise_floor(covariance(torch.zeros(192, 5000))) == 0
+    assert torch.allclose(covariance(noise), torch.cov(noise, correction=0).double(), atol=1e-7)
+    count = lambda *size: patches_of(torch.rand(3, *size)).shape
+    assert count(64, 64) == (192, 57 ** 2) and count(4000, 3000)[0] == 192 and 40_000 < count(4000, 3000)[1] < 90_000
+
+
+@pytest.mark.parametrize('kind', ['gaussian', 'poisson', 'camera'])
+def test_kind_and_level_of_noise_are_measured(photos, kind):
+    errors = []
+    for i, name in enumerate(('coffee', 'colosseum', 'lake')):
+        for severity in (20, 45, 70):
+            noisy = degrade(photos[name], {'noise': severity}, seed=i, parameters={'noise': {'type': kind}})
+            found, true = measure_noise(noisy.image), noisy.parameters['noise']['sigma']
+            errors.append((found['type'] == kind, abs(math.log(found['sigma'] / true))))
+    assert sum(right for right, _ in errors) >= (6 if kind == 'camera' else 8), errors  # camera noise of a photo without dark parts looks like Gaussian noise
+    assert sum(e for _, e in errors) / len(errors) < .09, errors
+
+
+def test_where_noise_cannot_be_measured_nothing_is_said(photos):
+    for image in (torch.full((3, 200, 200), .5), torch.rand(3, 1, 1), torch.rand(3, 64, 400), torch.zeros(3, 300, 300)): assert measure_noise(image) is None
+    assert measure_noise(torch.rand(3, 130, 130, generator=seeded(0)))['sigma'] > 50  # nothing but noise
+    stored = degrade(photos['lake'], {'noise': 45, 'jpeg': 20}, seed=1).image
+    stated = Diagnosis({'noise': Finding(45, {'type': 'gaussian', 'sigma': 17.9})})
+    assert measured_noise(stored, stated) is stated, 'compressed noise is not white, and what is measured far too low'
+
+
+def test_what_a_restorer_is_told_of_noise_is_what_was_measured(photos):
+    noisy = degrade(photos['lake'], {'noise': 45}, seed=1, parameters={'noise': {'type': 'poisson'}})
+    stated = Diagnosis({'rain': Finding(9), 'noise': Finding(38, {'type': 'gaussian', 'sigma': 15.})}, Scene('outdoor'))
+    told = measured_noise(noisy.image, stated)
+    found = told.findings['noise']
+    assert found.parameters['type'] == 'poisson' and abs(found.severity - 45) <= 3 and told.findings['rain'] == stated.findings['rain'] and told.scene == stated.scene
+    assert measured(noisy.image, stated) == told and Diagnosis.from_dict(told.to_dict()) == told
+    words = measurement(stated, told)
+    assert words.startswith('noise: poisson') and 'patches' in words and words.endswith('the reasoner had gaussian, 15.0 levels, severity 38')
+    in_part = Diagnosis({'noise': Finding(38, region='lower left')})
+    assert measured_noise(noisy.image, in_part) is in_part
+
+
+def test_streaks_show_in_what_was_removed_and_noise_of_any_kind_has_none(photos):
+    removed = lambda photo, **damage: degrade(photo, damage, seed=2).image - photo
+    for photo in (photos['coffee'], photos['lake']):
+        assert streak_skewness(removed(photo, noise=60, rain=40)) > 2 * STREAKS
+        for kind in ('gaussian', 'poisson', 'camera'):
+            noisy = degrade(photo, {'noise': 60}, seed=2, parameters={'noise': {'type': kind}}).image
+            assert streak_skewness(noisy - photo) < STREAKS
+    assert streak_skewness(torch.rand(3, 100, 400)) is None and streak_skewness(torch.zeros(3, 200, 200)) == 0
+    kernels = line_kernels()
+    assert kernels.shape == (12, 1, 9, 9) and torch.allclose(kernels.square().sum((1, 2, 3)), torch.ones(12)) and kernels[0, 0, :, 4].gt(0).all()

@@ -106,10 +106,17 @@ def test_what_noise_looks_like_is_looked_at_again_without_it(nano):
     alarm = Diagnosis({'rain': Finding(30), 'noise': noise})
     noisy, rainy = (degrade(clean, severities, seed=3).image for severities in (dict(noise=60), dict(rain=90, noise=60)))
     once, told = nano.second_look(noisy, alarm), nano.second_look(rainy, alarm)
-    assert once.findings == {'noise': noise} and told.present == ('rain', 'noise')
-    assert told.findings['noise'] == noise and told.findings['rain'].severity > 40, 'rain is read anew'
-    assert measurement(alarm, once) == 'rain: not seen again once the noise was gone (severity 30 before)'
-    assert measurement(alarm, told).startswith(f'rain: severity {told.findings["rain"].severity} once the noise was gone')
+    assert once.findings == {'noise': noise} and told == alarm, 'streaks in what was removed prove the rain; its severity stays'
+    assert measurement(alarm, once) == 'rain: no streaks in what was taken away as noise (severity 30 before)' and measurement(alarm, told) == ''
+    hazy = replace(alarm, findings={'fog': Finding(30), 'noise': noise})
+    foggy = degrade(clean, dict(fog=60, noise=60), seed=3).image
+    once, told = nano.second_look(noisy, hazy), nano.second_look(foggy, hazy)
+    assert once.findings == {'noise': noise} and told.severity('fog') > 33, 'fog is read anew'
+    assert measurement(hazy, once) == 'fog: not seen again once the noise was gone (severity 30 before)'
+    assert measurement(hazy, told).startswith(f'fog: severity {told.severity("fog")} once the noise was gone')
+    assert nano.second_look(foggy, hazy, nano.reasoner.presence([foggy])[0]) == told
+    sure = ReasonRestore(nano.reasoner, nano.restorer)
+    assert sure.second_look(foggy, hazy, torch.zeros(len(KINDS))).present == ('noise',), 'the first look counts as well'
     for unchanged in (Diagnosis(), Diagnosis({'noise': noise}), Diagnosis({'rain': Finding(30)})):
         assert nano.second_look(noisy, unchanged) is unchanged
     blind = ReasonRestore(nano.reasoner, NanoRestorer(nano.restorer.net, device='cpu'))
