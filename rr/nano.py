@@ -10,7 +10,7 @@ __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONE
            'block_spectra', 'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer',
            'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
            'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power', 'kernel_power',
-           'misfit', 'measure_blur', 'patches_of', 'covariance', 'noise_floor', 'measure_noise', 'line_kernels',
+           'misfit', 'measure_blur', 'patches_of', 'patch_covariance', 'noise_floor', 'measure_noise', 'line_kernels',
            'streak_skewness', 'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map',
            'NanoRestorerNet', 'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer',
            'load_nano_denoiser', 'weights_mark', 'save_correction', 'corrected']
@@ -491,7 +491,7 @@ def patches_of(
     step = max(1, round(math.sqrt(image.shape[-2] * image.shape[-1] / most)))
     return F.unfold(image[None], side, stride=step)[0]
 
-def covariance(patches:Tensor) -> Tensor:  # (D, N) -> (D, D)
+def patch_covariance(patches:Tensor) -> Tensor:  # (D, N) -> (D, D)
     "Covariance of patches, in double precision."
     patches = patches - patches.mean(1, keepdim=True)
     return (patches @ patches.T / patches.shape[1]).double()
@@ -523,7 +523,7 @@ def measure_noise(
     degree = torch.bucketize(brightness, limits)
     parts = [patches[:, degree == d] for d in range(degrees)]
     if min(p.shape[1] for p in parts) < 1000: return None  # flat: nothing to compare
-    parts = [covariance(p) for p in parts]
+    parts = [patch_covariance(p) for p in parts]
     floor = sum(map(noise_floor, parts)) / degrees
     if floor < .5 / 255: return None
     smooth = F.avg_pool2d(F.pad(image[None], (3,) * 4, mode='reflect'), 7, 1)[0]

@@ -203,7 +203,8 @@ class WhatIf(widgets.VBox):
             pipeline = ReasonRestore.from_pretrained()
         self.restorer, self.photo = pipeline.restorer, shrink(photo, longest)
         self.reply = pipeline.reasoner.reply([self.photo])[0]
-        self.told, self.following = pipeline.told(self.photo, self.reply.diagnosis), False
+        self.told = pipeline.told(self.photo, self.reply.diagnosis, self.reply.present)
+        self.following = False
         self.diagnosis = self.told
         self.sliders = {k: widgets.IntSlider(self.diagnosis.severity(k), 0, 100, description=k,
                                              continuous_update=False)

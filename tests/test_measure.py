@@ -8,7 +8,7 @@ import torch
 from rr.core import bundled_photos, psnr, read_photo, seeded
 from rr.degrade import DEGRADATIONS, blur_kernel, degrade, severity_of
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.nano import BOLD, STREAKS, covariance, kernel_power, line_kernels, mean_power, measure_blur, measure_noise, misfit, noise_floor, patches_of, streak_skewness, wiener
+from rr.nano import BOLD, STREAKS, kernel_power, line_kernels, mean_power, measure_blur, measure_noise, misfit, noise_floor, patch_covariance, patches_of, streak_skewness, wiener
 from rr.pipeline import measurement
 from rr.restorer import measured, measured_diagnoses, measured_noise
 
@@ -119,9 +119,9 @@ def test_a_spectrum_may_say_that_there_is_no_blur(photos):
 
 def test_noise_floor_finds_noise_beside_a_signal_of_few_dimensions():
     noise, signal = torch.randn(192, 30_000, generator=seeded(0)) * .05, torch.randn(192, 40, generator=seeded(1)) @ torch.randn(40, 30_000, generator=seeded(2))
-    assert noise_floor(covariance(noise)) == pytest.approx(.05, rel=.02) and noise_floor(covariance(noise + signal)) == pytest.approx(.05, rel=.03)
-    assert noise_floor(covariance(torch.zeros(192, 5000))) == 0
-    assert torch.allclose(covariance(noise), torch.cov(noise, correction=0).double(), atol=1e-7)
+    assert noise_floor(patch_covariance(noise)) == pytest.approx(.05, rel=.02) and noise_floor(patch_covariance(noise + signal)) == pytest.approx(.05, rel=.03)
+    assert noise_floor(patch_covariance(torch.zeros(192, 5000))) == 0
+    assert torch.allclose(patch_covariance(noise), torch.cov(noise, correction=0).double(), atol=1e-7)
     count = lambda *size: patches_of(torch.rand(3, *size)).shape
     assert count(64, 64) == (192, 57 ** 2) and count(4000, 3000)[0] == 192 and 40_000 < count(4000, 3000)[1] < 90_000
 
