@@ -124,7 +124,7 @@ class Darkener(Restorer):
 @pytest.fixture
 def what_if():
     said = Diagnosis({'fog': Finding(40, {'airlight': .9}), 'noise': Finding(20)})
-    reasoner = SimpleNamespace(kinds=KINDS, reply=lambda photos: [SimpleNamespace(diagnosis=said)])
+    reasoner = SimpleNamespace(kinds=KINDS, reply=lambda photos: [SimpleNamespace(diagnosis=said, present=None)])
     return WhatIf(photo, ReasonRestore(reasoner, Darkener()), longest=64)
 
 
