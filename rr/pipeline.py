@@ -222,9 +222,9 @@ class ReasonRestore:
         return measured_blur(image, self.second_look(image, measured_noise(image, stated), present))
 
     def second_look(self, image:torch.Tensor, stated:Diagnosis, present:torch.Tensor=None) -> Diagnosis:
-        """The diagnosis without what was mistaken in the noise, where the restorer can remove noise alone. Rain
-        must show in what was removed; other kinds are looked at again in what is left, and named if the mean
-        of both probabilities passes the reasoner's threshold."""
+        """The diagnosis without what was mistaken in the noise, where the restorer can remove noise alone.
+        Rain must show in what was removed; other kinds are looked at again in what is left, and named if the
+        mean of both probabilities passes the reasoner's threshold."""
         others = stated.with_severity('noise', 0).present
         if not others or (quiet := self.restorer.denoise(image, stated)) is image: return stated
         found = dict(stated.findings)
