@@ -523,25 +523,25 @@ def measure_noise(
     degree = torch.bucketize(brightness, limits)
     parts = [patches[:, degree == d] for d in range(degrees)]
     if min(p.shape[1] for p in parts) < 1000: return None  # flat: nothing to compare
-    parts = [patch_covariance(p) for p in parts]
-    floor = sum(map(noise_floor, parts)) / degrees
+    spreads = [patch_covariance(p) for p in parts]
+    floor = sum(map(noise_floor, spreads)) / degrees
     if floor < .5 / 255: return None
     smooth = F.avg_pool2d(F.pad(image[None], (3,) * 4, mode='reflect'), 7, 1)[0]
     step = math.ceil(math.sqrt(smooth[0].numel() / 65_536))
     smooth = smooth[:, ::step, ::step].contiguous()  # enough to measure on
     degree = torch.bucketize(smooth.mean(0), limits)
-    fits = [_fit_noise(kind, 255 * floor, parts, smooth, degree) for kind in NOISE_TYPES]
+    fits = [_fit_noise(kind, 255 * floor, spreads, smooth, degree) for kind in NOISE_TYPES]
     best = min(range(len(fits)), key=lambda i: fits[i][0] + margin * (i > 0))
     return NOISE_TYPES[best] | dict(sigma=fits[best][1])
 
 def _fit_noise(
     kind:dict,  # type of noise
     sigma:float,  # first guess, 8-bit levels
-    parts:list,  # covariance of the patches, (D, D) for each degree of brightness
+    spreads:list,  # covariance of the patches, (D, D) for each degree of brightness
     smooth:Tensor, degree:Tensor,  # (C, h, w) points of the photo without noise, (h, w) their degree
 ) -> tuple[float, float]:
     "Spread of the log-ratio of the measured levels to those of noise of this kind, and its best `sigma`."
-    floors, there = None, [d for d in range(len(parts)) if (degree == d).any()]
+    floors, there = None, [d for d in range(len(spreads)) if (degree == d).any()]
     for _ in range(3):
         error = (noisy(smooth, kind | dict(sigma=sigma), seeded(0)).clamp(0, 1) - smooth).square()
         made = torch.stack([error[:, degree == d].mean(1) for d in there]).clamp_min(1e-8)  # variances (D, C)
@@ -549,8 +549,8 @@ def _fit_noise(
         if floors is None:  # as if all channels were equally noisy
             scale = level[:, None] / made.sqrt()
             floors = torch.tensor([
-                noise_floor(parts[d] * s * s[:, None])
-                for d, s in zip(there, scale.repeat_interleave(len(parts[0]) // scale.shape[1], 1))
+                noise_floor(spreads[d] * s * s[:, None])
+                for d, s in zip(there, scale.repeat_interleave(len(spreads[0]) // scale.shape[1], 1))
             ]).clamp_min(1e-6)
         ratio = (floors / level).log()
         sigma = min(100., sigma * float(ratio.mean().exp()))

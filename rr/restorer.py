@@ -433,8 +433,8 @@ def measured_noise(
     what the reasoner states."""
     def measure(image, stated):
         found = measure_noise(image)
-        ratio = found['sigma'] / stated['sigma'] if found else 0
-        return found if 1 / NEAR < ratio < NEAR else None
+        near = found and stated['sigma'] / NEAR < found['sigma'] < stated['sigma'] * NEAR
+        return found if near else None
     return _with_measurement(image, diagnosis, 'noise', measure)
 
 def measured_blur(

@@ -155,6 +155,8 @@ def test_what_a_restorer_is_told_of_noise_is_what_was_measured(photos):
     assert measured(noisy.image, stated) == told and Diagnosis.from_dict(told.to_dict()) == told
     words = measurement(stated, told)
     assert words.startswith('noise: poisson') and 'patches' in words and words.endswith('the reasoner had gaussian, 15.0 levels, severity 38')
+    nothing = Diagnosis({'noise': Finding(1, {'type': 'gaussian', 'sigma': 0.})})
+    assert measured_noise(noisy.image, nothing) is nothing, 'far from what is stated'
     in_part = Diagnosis({'noise': Finding(38, region='lower left')})
     assert measured_noise(noisy.image, in_part) is in_part
 
