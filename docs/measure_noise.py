@@ -2,13 +2,14 @@
 
 Each photo gets noise of every type at several severities, as computed and as JPEG of quality 90; beside what the reasoner states stands what is measured on the photo's patches. Then rain under Gaussian
 noise: the skewness along lines of what the network for noise alone takes away. The limits NEAR and STREAKS of the package are to be read against these figures."""
-import argparse, io, json, math
+import argparse, json, math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from measure_blur import as_jpeg
 
-from rr.core import atomic_path, read_photo, to_pil, to_tensor
+from rr.core import atomic_path, read_photo, seeded
 from rr.degrade import degrade
 from rr.diagnosis import Diagnosis, Finding
 from rr.evaluate import evaluation_photos
@@ -18,17 +19,17 @@ from rr.restorer import NanoRestorer
 
 TYPES, SEVERITIES, RAIN = ('gaussian', 'poisson', 'camera'), (15, 40, 80), (0, 15, 30, 60)
 
-def as_jpeg(image, quality=90):
-    file = io.BytesIO()
-    to_pil(image).save(file, 'JPEG', quality=quality)
-    return to_tensor(Image.open(file).convert('RGB'))
+def parameters(kind, seed):
+    "Of noise of that type; what else it needs is drawn as `rr.degrade` draws it."
+    read_share = float(torch.empty(()).uniform_(.1, .6, generator=seeded(seed)))
+    return {'noise': {'type': kind} | ({'read_share': read_share} if kind == 'camera' else {})}
 
 def noise_records(reasoner, source):
     "Types and levels, 8-bit levels at mid grey, of one photo; None where nothing is found."
     clean, seed = read_photo(source.path).image, source.index
     for kind in TYPES:
         for severity in SEVERITIES:
-            made = degrade(clean, {'noise': severity}, seed=seed, parameters={'noise': {'type': kind}})
+            made = degrade(clean, {'noise': severity}, seed=seed, parameters=parameters(kind, seed))
             true = made.parameters['noise']['sigma']
             for form, photo in (('as computed', made.image), ('JPEG 90', as_jpeg(made.image))):
                 if form != 'as computed' and kind != 'gaussian': continue
@@ -43,7 +44,7 @@ def rain_records(restorer, source):
     clean, seed = read_photo(source.path).image, source.index
     for severity in SEVERITIES:
         for rain in RAIN:
-            made = degrade(clean, {'noise': severity} | ({'rain': rain} if rain else {}), seed=seed, parameters={'noise': {'type': 'gaussian'}})
+            made = degrade(clean, {'noise': severity} | ({'rain': rain} if rain else {}), seed=seed, parameters=parameters('gaussian', seed))
             noise = Diagnosis({'noise': Finding(severity, {'type': 'gaussian', 'sigma': made.parameters['noise']['sigma']})})
             skewness = streak_skewness(made.image - restorer.denoise(made.image, noise))
             yield dict(name=source.name, form='rain', severity=severity, rain=rain, skewness=skewness and round(skewness, 4))

@@ -115,8 +115,7 @@ def test_what_noise_looks_like_is_looked_at_again_without_it(nano):
     assert measurement(hazy, once) == 'fog: not seen again once the noise was gone (severity 30 before)'
     assert measurement(hazy, told).startswith(f'fog: severity {told.severity("fog")} once the noise was gone')
     assert nano.second_look(foggy, hazy, nano.reasoner.presence([foggy])[0]) == told
-    sure = ReasonRestore(nano.reasoner, nano.restorer)
-    assert sure.second_look(foggy, hazy, torch.zeros(len(KINDS))).present == ('noise',), 'the first look counts as well'
+    assert nano.second_look(foggy, hazy, torch.zeros(len(KINDS))).present == ('noise',), 'the first look counts as well'
     for unchanged in (Diagnosis(), Diagnosis({'noise': noise}), Diagnosis({'rain': Finding(30)})):
         assert nano.second_look(noisy, unchanged) is unchanged
     blind = ReasonRestore(nano.reasoner, NanoRestorer(nano.restorer.net, device='cpu'))
