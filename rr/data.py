@@ -6,8 +6,8 @@
 __all__ = ['DEPTH_ENDING', 'NOT_CLEAN', 'WEAK', 'TRAINING', 'EVALUATION', 'SEVEN', 'RECIPES', 'MOSAIC_SHARE', 'GREY_SHARE',
            'HALF_COLOUR_SHARE', 'SOFT_SHARE', 'THREE_KINDS', 'clean_photos', 'read_exclusions', 'read_depth',
            'from_inverse_depth', 'depth_model', 'depth_statistics', 'load_captions', 'scene_from_row', 'Recipe', 'Pair',
-           'make_pair', 'PairStream', 'random_window', 'crop_resize', 'random_tones', 'demosaicked', 'softened',
-           'as_stored', 'stored_pair', 'Made', 'made_ahead', 'Replay', 'PairCounter', 'synthesis_speed',
+           'make_pair', 'PairStream', 'random_window', 'crop_resize', 'continued', 'random_tones', 'demosaicked',
+           'softened', 'as_stored', 'stored_pair', 'Made', 'made_ahead', 'Replay', 'PairCounter', 'synthesis_speed',
            'compare_depth', 'compare_fog', 'main', 'evaluation_pairs', 'parameter_table', 'pair_record', 'PairWriter',
            'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from .core import PHOTO_SUFFIXES, atomic_path, luma, psnr, read_photo, seeded, to_pil, write_photo
 from .degrade import (
     DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth,
-    random_region, severity_table, uniform)
+    random_region, reflect_pad, severity_table, uniform)
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005
@@ -221,11 +221,12 @@ class PairStream:
         scenes:dict[Path, Scene]|None=None,  # what the photos show, as `load_captions` returns it
         cache_bytes:int=2 * 2**30,  # memory for photos that were read; the oldest go first
         depth_of=None,  # photo -> depth where there is no map (`depth_model`); None: `degrade` makes it up
+        mirrored:bool=False,  # smaller photos are continued by their mirror images, not enlarged
     ):
         if not photos: raise ValueError('no photos: pass the list that clean_photos(folder) returns')
         self.photos, self.size, self.recipe, self.seed = list(photos), size, recipe, seed
         self.scenes, self.cache, self.cached, self.cache_bytes = scenes or {}, {}, 0, cache_bytes
-        self.depth_of = depth_of
+        self.depth_of, self.mirrored = depth_of, mirrored
 
     def read(self, path:Path) -> tuple[Tensor, Tensor|None]:
         "Photo (8-bit) and depth, kept in memory after the first read: decoding costs more than damaging."
@@ -243,9 +244,11 @@ class PairStream:
         g = seeded(self.seed * 1_000_003 + i)
         path = self.photos[torch.randint(len(self.photos), (), generator=g)]
         photo, depth = self.read(path)
-        window = random_window(photo.shape[-2:], self.size, g)
-        clean = crop_resize(photo.float() / 255, window, self.size)
-        depth = None if depth is None else crop_resize(depth, window, self.size)
+        side = min(self.size, *photo.shape[-2:]) if self.mirrored else self.size
+        window = random_window(photo.shape[-2:], side, g)
+        clean = crop_resize(photo.float() / 255, window, side)
+        depth = None if depth is None else crop_resize(depth, window, side)
+        if side < self.size: clean, depth = continued(clean, depth, self.size, g)
         if torch.rand((), generator=g) < .5:
             clean, depth = clean.flip(-1), None if depth is None else depth.flip(-1)
         if self.recipe.tone_share and torch.rand((), generator=g) < self.recipe.tone_share:
@@ -279,6 +282,17 @@ def crop_resize(image:Tensor, window:tuple[int, int, int], size:int) -> Tensor:
     crop = image[:, top:top + side, left:left + side]
     if side == size: return crop
     return F.interpolate(crop[None], (size, size), mode='bicubic', antialias=True)[0].clamp(0, 1)
+
+def continued(
+    clean:Tensor, depth:Tensor|None,  # (C, side, side) each
+    size:int,  # larger than `side`, pixels
+    generator:torch.Generator,
+) -> tuple[Tensor, Tensor|None]:  # (C, size, size) each
+    "A photo and its depth, continued by their mirror images; where it lies among them is drawn."
+    pad = size - clean.shape[-1]
+    top, left = torch.randint(pad + 1, (2,), generator=generator).tolist()
+    whole = lambda image: reflect_pad(image, pad)[..., top:top + size, left:left + size]
+    return whole(clean), None if depth is None else whole(depth)
 
 def random_tones(
     image:Tensor,  # (3, H, W) in [0, 1], clean

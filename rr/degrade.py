@@ -9,15 +9,16 @@ __all__ = ['DEGRADATIONS', 'RESERVED', 'RAIN_LAYERS', 'RAIN_BRIGHTNESS', 'MID_GR
            'severity_of', 'Degradation', 'register', 'uniform', 'pick', 'smooth_field', 'colour_steps', 'pseudo_depth',
            'Fog', 'airlight_colour', 'fast_size', 'reflect_pad', 'convolve', 'path_kernel', 'line_kernel', 'Rain',
            'streaks', 'scatter_drops', 'gaussian_kernel', 'Blur', 'blur_kernel', 'disk_kernel', 'to_linear', 'to_srgb',
-           'Noise', 'noisy', 'Snow', 'flakes', 'LowLight', 'jpeg_tables', 'JPEG', 'Region', 'Degraded',
-           'kind_generator', 'check_severities', 'check_regions', 'degrade', 'region_name', 'soft_step',
-           'random_region']
+           'Noise', 'noisy', 'light_noise', 'noise_level', 'Snow', 'flakes', 'LowLight', 'jpeg_tables', 'JPEG',
+           'Region', 'Degraded', 'kind_generator', 'check_severities', 'check_regions', 'degrade', 'region_name',
+           'soft_step', 'random_region']
 
 # %% ../nbs/01_degrade.ipynb #01-003
 import io, json, math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -450,13 +451,31 @@ def noisy(image:Tensor, params:dict, generator:torch.Generator) -> Tensor:
         return torch.poisson(image * photons, generator=generator) / photons
     eps = torch.randn(image.shape, generator=generator)
     if params['type'] == 'gaussian': return image + sigma * eps
+    light = to_linear(image)
+    return to_srgb((light + light_noise(light, params) * eps).clamp(0, 1))
+
+def light_noise(light:Tensor, params:dict) -> Tensor:
+    "Standard deviation of a camera's noise in linear light, where that much light falls: as `light`."
     if params['type'] != 'camera':
         raise ValueError(
             f"unknown noise type {params['type']!r}: expected one of {Noise.parameters[0].choices}")
-    light, variance = to_linear(image), (sigma / MID_GREY_SLOPE) ** 2
     share = params.get('read_share', 0)
-    std = (variance * (share + (1 - share) * light / MID_GREY_LINEAR)).sqrt()
-    return to_srgb((light + std * eps).clamp(0, 1))
+    variance = (params['sigma'] / 255 / MID_GREY_SLOPE) ** 2
+    return (variance * (share + (1 - share) * light / MID_GREY_LINEAR)).sqrt()
+
+def noise_level(
+    image:Tensor,  # (..., H, W) in [0, 1], without noise
+    params:dict,  # of `Noise`
+) -> Tensor:  # (..., H, W), standard deviation, 8-bit levels
+    "How strong the noise of `noisy` is at each place of a photo."
+    if params['type'] == 'gaussian': return torch.full_like(image, params['sigma'])
+    if params['type'] == 'poisson': return params['sigma'] * (image.clamp_min(0) / MID_GREY).sqrt()
+    light = to_linear(image)
+    std, (points, weights) = light_noise(light, params), np.polynomial.hermite_e.hermegauss(5)  # quadrature
+    values = [to_srgb((light + float(z) * std).clamp(0, 1)) for z in points]
+    mean = lambda values: sum(float(w) * v for w, v in zip(weights / weights.sum(), values))
+    centre = mean(values)
+    return 255 * mean([(v - centre) ** 2 for v in values]).sqrt()
 
 register(Noise());
 

@@ -544,13 +544,16 @@ def short_side(path:Path) -> int:  # pixels
 def streams_of_sizes(
     photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0,
     sizes:tuple[int, ...]=(224, 320),  # sides of the square pairs, pixels, the smallest first
+    mirrored:tuple[int, ...]=(),  # sides of further pairs, from all photos, mirrored until they are large enough
 ) -> list[PairStream]:
     """One stream for each size: the smallest pairs come from all photos, larger ones, with more choice of
-    windows, from the photos that are large enough."""
+    windows, from the photos that are large enough, or from mirrored ones."""
     sides = {p: short_side(p) for p in photos}
     fits = lambda size: [p for p in photos if size == min(sizes) or sides[p] >= size]
-    return [PairStream(chosen, size, recipe, seed + i, scenes)
-            for i, size in enumerate(sizes) if (chosen := fits(size))]
+    streams = [PairStream(chosen, size, recipe, seed + i, scenes)
+               for i, size in enumerate(sizes) if (chosen := fits(size))]
+    return streams + [PairStream(photos, size, recipe, seed + i, scenes, mirrored=True)
+                      for i, size in enumerate(mirrored, len(sizes))]
 
 # %% ../nbs/08_finetune.ipynb #08-062
 def run_trainer(model, data, collator, folder:Path, **settings):
@@ -663,6 +666,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help=f'how often a kind is weak: severity {WEAK[0]} to {WEAK[1]}')
     p.add_argument('--sizes', type=int, nargs='+', default=(224, 320),
                    help='sides of the square photos, pixels, the smallest first')
+    p.add_argument('--mirrored', type=int, nargs='+', default=(),
+                   help='sides of further square photos; smaller photos are continued by their mirror image')
     p.add_argument('--clean-share', type=float, default=TRAINING.clean_share,
                    help='share of photos that stay clean')
     p.add_argument('--region-share', type=float, default=TRAINING.region_share,
@@ -717,7 +722,7 @@ def main(args:list[str]|None=None):
                      clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
                      stored_share=a.stored_share, weak_share=a.weak_share,
                      counts=a.counts and tuple(a.counts))
-    streams = streams_of_sizes(photos, scenes, recipe, a.seed, tuple(a.sizes))
+    streams = streams_of_sizes(photos, scenes, recipe, a.seed, tuple(a.sizes), tuple(a.mirrored))
     described = [scenes.get(f, Scene()) for f in photos]
     if a.part == 'rehearsal':
         rehearse(a.out, described, a.rehearsal, per_device_train_batch_size=a.batch,

@@ -788,10 +788,11 @@ class NanoDenoiser(nn.Module):
 
     def forward(self,
         photo:Tensor,  # (B, 3, H, W), H and W are multiples of 16; need not stay within [0, 1]
-        sigma:Tensor,  # (B,) standard deviation of the noise, 8-bit levels; 0: not known
+        sigma:Tensor,  # (B,) or (B, 1, H, W): standard deviation of the noise, 8-bit levels; 0: not known
     ) -> Tensor:  # (B, 3, H, W)
         "The correction `f`: clean = photo + f."
-        level = torch.stack([sigma / 50, (sigma > 0).float()], 1)[:, :, None, None]
+        level = F.avg_pool2d(sigma, 2) if sigma.ndim == 4 else sigma.view(-1, 1, 1, 1)
+        level = torch.cat([level / 50, (level > 0).to(level)], 1)
         x = F.pixel_unshuffle((photo * 4 - 2).to(memory_format=torch.channels_last), 2)
         x, skips = self.into(torch.cat([x, level.expand(-1, -1, *x.shape[-2:])], 1)), []
         for i, blocks in enumerate(self.down):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (WEAK, PairStream, Recipe, Replay, clean_photos, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
+from rr.data import (WEAK, PairStream, Recipe, Replay, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
                      read_depth, read_exclusions, softened)
 from rr.core import seeded
 
@@ -21,6 +21,25 @@ def test_streams_repeat_and_do_not_depend_on_order(folder):
     backwards = [b[i] for i in reversed(range(6))][::-1]
     for x, y in zip([a[i] for i in range(6)], backwards):
         assert torch.equal(x.degraded, y.degraded) and torch.equal(x.clean, y.clean) and x.diagnosis == y.diagnosis
+
+def test_small_photos_are_continued_by_their_mirror_images_not_enlarged(folder):
+    stream = PairStream(clean_photos(folder), 400, Recipe(clean_share=1.), seed=3, mirrored=True)
+    for i in range(4):
+        clean = stream[i].clean
+        assert clean.shape == (3, 400, 400)
+        crease = lambda image: {c for c in range(1, 399) if torch.equal(image[..., c - 1], image[..., c + 1])}  # columns that mirror their neighbours
+        assert crease(clean) and crease(clean.mT)
+    enlarged = PairStream(clean_photos(folder), 400, Recipe(clean_share=1.), seed=3)[0].clean
+    assert enlarged.shape == (3, 400, 400) and not crease(enlarged)
+    a, b = (PairStream(clean_photos(folder), 64, seed=5, mirrored=m)[2] for m in (False, True))
+    assert torch.equal(a.degraded, b.degraded)  # nothing changes for photos that are large enough
+
+def test_depth_is_continued_as_the_photo_is():
+    photo = torch.rand(3, 20, 20, generator=seeded(0))
+    clean, depth = continued(photo, photo[:1], 50, seeded(1))
+    assert clean.shape == (3, 50, 50) and torch.equal(clean[:1], depth)
+    assert set(clean[0].flatten().tolist()) == set(photo[0].flatten().tolist())
+    assert continued(photo, None, 50, seeded(1))[1] is None
 
 def test_the_diagnosis_tells_what_was_done(folder):
     for i in range(20):

@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from rr.core import seeded
-from rr.degrade import (DEGRADATIONS, Degradation, Parameter, Region, along_ramp, blur_kernel, convolve, degrade, kind_generator, random_region,
+from rr.degrade import (DEGRADATIONS, Degradation, Parameter, Region, along_ramp, blur_kernel, convolve, degrade, kind_generator, noise_level, noisy, random_region,
                         region_name, register, severity_of, severity_table, strength)
 
 sizes = st.tuples(st.sampled_from((1, 3)), st.integers(8, 48), st.integers(8, 48))
@@ -124,3 +124,12 @@ def test_a_kind_that_uses_depth_gets_one():
         alone, given = degrade(image, dict(dusk=50), 3).image, degrade(image, dict(dusk=50), 3, depth=torch.ones(1, 24, 32)).image
         assert torch.allclose(given, image / 2) and (alone >= given - 1e-6).all() and not torch.allclose(alone, given)
     finally: del DEGRADATIONS['dusk']
+
+def test_the_level_of_noise_is_what_is_measured_on_flat_grey():
+    for kind in ('gaussian', 'poisson', 'camera'):
+        for grey in (.15, .5, .85):
+            params, flat = dict(type=kind, sigma=9., read_share=.3), torch.full((1, 200, 200), grey)
+            measured = 255 * noisy(flat, params, seeded(0)).std().item()
+            assert noise_level(flat, params).mean().item() == pytest.approx(measured, rel=.03), (kind, grey)
+    for function in (lambda p: noise_level(flat, p), lambda p: noisy(flat, p, seeded(0))):
+        with pytest.raises(ValueError, match="unknown noise type 'salt'"): function(dict(type='salt', sigma=9.))

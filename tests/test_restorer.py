@@ -7,12 +7,12 @@ from hypothesis import given, settings, strategies as st
 from safetensors import safe_open
 
 from rr.core import bundled_photos, psnr, read_photo, seeded, to_pil, to_tensor
-from rr.degrade import degrade
+from rr.degrade import DEGRADATIONS, degrade, severity_of, strength
 from rr.diagnosis import Diagnosis, Finding, Scene
 from rr.nano import (NanoRestorerNet, build_nano_reasoner, load_nano_denoiser, nano_processor, nano_reasoner_config, save_nano_restorer,
                      train_tokenizer)
 from rr.restorer import (LORA_TARGETS, FlowPolicy, MemoryPlan, NanoRestorer, PartMemory, QwenRestorer, Restorer,
-                         RestorerError, add_lora, euler, fit_prompt, full_size_parts, memory_plan, meta_parts, pad_to_multiple, part_memory,
+                         RestorerError, add_lora, denoiser_share, euler, expected_noise, fit_prompt, full_size_parts, memory_plan, meta_parts, pad_to_multiple, part_memory,
                          restoration_prompt, save_lora, tile_spans, tile_weights, tiny_qwen_pipeline, working_size)
 from tiny_qwen import qwen_tokenizer
 
@@ -198,12 +198,43 @@ def test_tiles_make_the_same_photo_as_the_whole(reasoner, size, steps):
 NOISE = Diagnosis({'noise': Finding(60, {'type': 'gaussian', 'sigma': 25.})})
 
 
+def test_the_level_of_noise_goes_with_the_brightness_of_the_photo():
+    photo = torch.stack([torch.full((3, 32, 32), v) for v in (.1, .9)])
+    level = lambda **p: expected_noise(photo, Finding(40, p))[:, 0, 16, 16].tolist()
+    sigma = strength('noise', 40)['sigma']
+    assert level() == level(type='gaussian') == pytest.approx([sigma] * 2)
+    dark, light = level(type='poisson')
+    assert light == pytest.approx(3 * dark) and dark < sigma < light
+    dark, light = level(type='camera', read_share=.3)
+    assert dark > 1.5 * light
+    grainy = photo + .1 * torch.randn(photo.shape, generator=seeded(0))  # the noise itself hardly changes it
+    assert expected_noise(grainy, Finding(40, {'type': 'poisson'}))[1].std() < .05 * light
+
+
+def test_the_network_for_noise_alone_weighs_more_the_weaker_the_noise():
+    grey = torch.full((3, 64, 64), .5)
+    share = lambda severity, kind='gaussian', image=grey: denoiser_share(image, Finding(severity, {'type': kind}))
+    weak, strong = share(10), share(90)
+    assert .7 < weak < 1 and strong < .4 and share(40, 'camera') < share(40)
+    assert share(90, image=grey + .6) == .5 and share(10, image=grey + .6) == weak  # noise that leaves [0, 1]: the flow sees it clamped
+
+
+def test_a_level_by_place_serves_better_than_one_for_all_where_a_camera_made_the_noise():
+    net, clean = load_nano_denoiser(), photo(192, 256)
+    params = dict(type='camera', sigma=8., read_share=.35)
+    grainy = DEGRADATIONS['noise'].apply(clean, params, seeded(3))
+    severity = round(severity_of('noise', 'sigma', 8.))
+    restorer = NanoRestorer(random_net(), device='cpu', denoiser=net)
+    told = [psnr(restorer.denoise(grainy, Diagnosis({'noise': Finding(severity, p)})), clean) for p in (params, {'type': 'gaussian'})]
+    assert told[0] > told[1] + .3 > psnr(grainy, clean) + 1, told
+
+
 def test_of_noise_alone_two_networks_give_their_mean():
     shipped, clean = NanoRestorer.from_pretrained(), photo(200, 230)
     flow = NanoRestorer.from_pretrained(denoise=False)
     noisy = clean + 25 / 255 * torch.randn(clean.shape, generator=seeded(1))  # not clipped, as in benchmarks
     one, other, both = flow.restore([noisy], [NOISE])[0], shipped.denoise(noisy, NOISE), shipped.restore([noisy], [NOISE])[0]
-    assert torch.allclose(both, (one + other) / 2, atol=1e-5)
+    assert torch.allclose(both, torch.lerp(one, other, denoiser_share(noisy, NOISE.findings['noise'])), atol=1e-5)
     assert psnr(both, clean) > max(psnr(one, clean), psnr(other, clean)) and psnr(other, clean) > psnr(noisy, clean) + 6
     assert torch.allclose(one, flow.restore([noisy.clamp(0, 1)], [NOISE])[0], atol=1e-5), 'the flow learnt on what photos can hold'
     assert flow.denoiser is None and flow.denoise(noisy, NOISE) is noisy

@@ -474,6 +474,9 @@ def test_there_is_a_stream_for_each_size_that_some_photo_has(tmp_path):
     streams = streams_of_sizes(clean_photos(tmp_path), {}, seed=5, sizes=(224, 320, 448))
     assert [s.size for s in streams] == [224, 320] and [len(s.photos) for s in streams] == [2, 1] and [s.seed for s in streams] == [5, 6]
     assert streams[1][0].degraded.shape == (3, 320, 320)
+    more = streams_of_sizes(clean_photos(tmp_path), {}, seed=5, sizes=(224, 320), mirrored=(448,))
+    assert [s.size for s in more] == [224, 320, 448] and [len(s.photos) for s in more] == [2, 1, 2] and more[2].seed == 7 and more[2].mirrored
+    assert more[2][0].degraded.shape == (3, 448, 448) and torch.equal(more[1][3].degraded, streams[1][3].degraded)
 
 def test_eyes_learn_through_words_that_stay_as_they_are(processor, tmp_path):
     model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
