@@ -36,9 +36,10 @@ def measured(restorer, flow, clean: torch.Tensor, noise: str, sigma: float, seed
     )
     told = Diagnosis({'noise': Finding(max(1, round(severity_of('noise', 'sigma', sigma))), params)})
     one, other = flow.restore([damaged], [told])[0], restorer.denoise(damaged, told)
-    images = damaged, one, other, (one + other) / 2, restorer.restore([damaged], [told])[0]
+    share = denoiser_share(damaged, told.findings['noise'])
+    images = damaged, one, other, (one + other) / 2, torch.lerp(one, other, share)  # as `_restore` does
     scores = {name: round(float(psnr(image, clean)), 3) for name, image in zip(METHODS, images)}
-    return scores | dict(share=round(denoiser_share(damaged, told.findings['noise']), 3))
+    return scores | dict(share=round(share, 3))
 
 
 def main():

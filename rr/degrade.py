@@ -18,7 +18,6 @@ import io, json, math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -470,12 +469,11 @@ def noise_level(
     "How strong the noise of `noisy` is at each place of a photo."
     if params['type'] == 'gaussian': return torch.full_like(image, params['sigma'])
     if params['type'] == 'poisson': return params['sigma'] * (image.clamp_min(0) / MID_GREY).sqrt()
-    light = to_linear(image)
-    std, (points, weights) = light_noise(light, params), np.polynomial.hermite_e.hermegauss(5)  # quadrature
-    values = [to_srgb((light + float(z) * std).clamp(0, 1)) for z in points]
-    mean = lambda values: sum(float(w) * v for w, v in zip(weights / weights.sum(), values))
-    centre = mean(values)
-    return 255 * mean([(v - centre) ** 2 for v in values]).sqrt()
+    light, z = to_linear(torch.linspace(0, 1, 256))[:, None], torch.linspace(-4, 4, 81)
+    density = (-z ** 2 / 2).exp() / (-z ** 2 / 2).exp().sum()
+    values = to_srgb((light + light_noise(light, params) * z).clamp(0, 1))  # (256, 81)
+    std = ((values - (values @ density)[:, None]) ** 2 @ density).sqrt()  # of each grey level
+    return 255 * std.to(image)[(image.clamp(0, 1) * 255).round().long()]
 
 register(Noise());
 
