@@ -544,7 +544,7 @@ def short_side(path:Path) -> int:  # pixels
 def streams_of_sizes(
     photos:list[Path], scenes:dict, recipe:Recipe=TRAINING, seed:int=0,
     sizes:tuple[int, ...]=(224, 320),  # sides of the square pairs, pixels, the smallest first
-    mirrored:tuple[int, ...]=(),  # sides of further pairs, from all photos, mirrored until they are large enough
+    mirrored:tuple[int, ...]=(),  # sides of further pairs; smaller photos are mirrored
 ) -> list[PairStream]:
     """One stream for each size: the smallest pairs come from all photos, larger ones, with more choice of
     windows, from the photos that are large enough, or from mirrored ones."""
