@@ -8,12 +8,13 @@ some out, in any order; it is the truth that says which kinds there are. Beside 
 stands the best one for each photo, which only those can choose who have the clean photo. The restorer is told what the
 reasoner says. FOLDER has the MAXIM packages of docs/maxim.py."""
 
-import argparse, json
+import argparse
 from collections import defaultdict
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+from kept import Kept
 
 from rr.core import psnr
 from rr.data import PairStream, Recipe, clean_photos
@@ -88,7 +89,7 @@ def main():
         help='records, one line a photo and family; goes on where it stopped',
     )
     a = p.parse_args()
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+    rows = Kept(a.out)
     known, pipeline = {(r['family'], r['name']) for r in rows}, ReasonRestore.from_pretrained()
     families = {'classical': SINGLE} if 'classical' in a.families else {}
     if a.maxim and 'MAXIM' in a.families:
@@ -105,7 +106,7 @@ def main():
             told = pipeline.told(photo, pipeline.reasoner.reply([photo])[0].diagnosis)
             result = pipeline.restorer.restore([photo], [told])[0]
             gains = chains(photo, pair.clean, kinds, methods)
-            rows.append(
+            rows.add(
                 dict(
                     family=family,
                     name=path.name,
@@ -115,8 +116,6 @@ def main():
                     predicted=round(float(psnr(result, pair.clean) - psnr(photo, pair.clean)), 3),
                 )
             )
-            with open(a.out, 'a') as file:
-                file.write(json.dumps(rows[-1]) + '\n')
     print(
         Table(
             row

@@ -9,7 +9,7 @@ the same weights and see the same patches in the same order, equally often; they
 reasoner is asked once about each pair. Two processes can share the work: give each other seeds and another --out. A
 file that is there is continued; without --work, its table is printed."""
 
-import argparse, json, time
+import argparse, time
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from kept import Kept
 
 from rr.core import atomic_path, psnr, seeded
 from rr.data import EVALUATION, PairStream, Recipe, clean_photos, load_captions, read_exclusions
@@ -351,7 +352,7 @@ def main():
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+    rows = Kept(a.out)
     if a.work:
         a.work.mkdir(parents=True, exist_ok=True)
         reasoner = Reasoner.from_pretrained('nano')
@@ -389,9 +390,7 @@ def main():
                         flush=True,
                     )
                 new = records(name, seed, net, test, read)
-                with open(a.out, 'a') as file:
-                    file.write(''.join(json.dumps(row) + '\n' for row in new))
-                rows += new
+                rows.add(*new)
     report(rows)
 
 

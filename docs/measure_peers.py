@@ -7,13 +7,14 @@
 BM3D, blind (its noise estimated) and told the noise; MAXIM, which was trained on the training halves of those very
 sets; and the shipped weights, blind, diagnosis included. FOLDER has the MAXIM packages of docs/maxim.py."""
 
-import argparse, json, time
+import argparse, time
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from kept import Kept
 
 from rr.core import psnr
 from rr.evaluate import bm3d, noisy_photos, paired_photos
@@ -104,7 +105,7 @@ def main():
         '--out', type=Path, required=True, help='records, one line a photo; goes on where it stopped'
     )
     a = p.parse_args()
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+    rows = Kept(a.out)
     known = {(r['benchmark'], r['photo']) for r in rows}
     for benchmark, pairs, methods in jobs(a):
         for pair in islice(pairs, 0, None, a.every):
@@ -126,9 +127,7 @@ def main():
                 image = method(pair.degraded)
                 row['seconds'][name] = round(time.process_time() - began, 2)
                 row['psnr'][name] = round(float(psnr(image, pair.clean)), 3)
-            rows.append(row)
-            with open(a.out, 'a') as file:
-                file.write(json.dumps(row) + '\n')
+            rows.add(row)
     print(Table(summary(rows), caption='Mean PSNR in dB and CPU seconds a photo'))
 
 

@@ -3,10 +3,11 @@
 Photos are damaged as in `rr evaluate` and diagnosed once; each restorer is told the same. Beside the PSNR stands the severity that is left, summed over kinds: for the reasoner whose severities were the
 reward, and for another one that gave none. The first restorer is what the others are compared with; OUT0/correction goes by the name of its folder, OUT0. A file that is there is continued, and what it
 knows is not measured again: nothing but the photos is then needed for the table."""
-import argparse, json
+import argparse
 from functools import cache
 from itertools import product
 from pathlib import Path
+from kept import Kept
 
 from rr.evaluate import CONDITIONS, condition_pair, evaluation_photos
 from rr.finetune import TowerJudge
@@ -28,7 +29,7 @@ def main():
     judges = cache(lambda: dict(judge=reasoner()) | (dict(other=TowerJudge.from_checkpoint(a.other_judge)) if a.other_judge else {}))
     load = cache(lambda name: NanoRestorer.from_pretrained(name, reasoner=(reasoner().model, reasoner().processor)))
     restorers = {Path(name).parent.name or name: name for name in a.restorer}
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+    rows = Kept(a.out)
     known = {(r['condition'], r['photo'], r['draw'], r['restorer']) for r in rows}
     diagnose = {c: Predictions(lambda photos: measured_diagnoses(reasoner(), photos), a.out.with_name(f'{a.out.stem}.{c}.diagnoses.jsonl')) for c in a.conditions}
     for condition, draw, source in product(a.conditions, a.seeds, evaluation_photos(a.photos)):
@@ -37,8 +38,7 @@ def main():
         pair = condition_pair(source, CONDITIONS[condition], draw)
         told = diagnose[condition]([pair])
         new = [dict(condition=condition, restorer=name, draw=draw) | measure(load(restorers[name]), [pair], told, judges())[0] for name in missing]
-        with open(a.out, 'a') as file: file.write(''.join(json.dumps(row) + '\n' for row in new))
-        rows += new
+        rows.add(*new)
     asked = [r for r in rows if r['restorer'] in restorers and r['condition'] in a.conditions and r['draw'] in a.seeds]
     print(change_table(asked, next(iter(restorers))))
 

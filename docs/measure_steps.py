@@ -8,11 +8,12 @@ Frechet distance between features of all their small parts. The features are tho
 stage (24 numbers for each 4 x 4 pixels, which see 19 x 19); the file holds its ImageNet weights as torchvision names
 them."""
 
-import argparse, json
+import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
+from kept import Kept
 
 from rr.core import psnr
 from rr.evaluate import CONDITIONS, bootstrap, condition_pair, evaluation_photos
@@ -99,7 +100,7 @@ def main():
         help='records, one line a photo and number of steps; goes on where it stopped',
     )
     a = p.parse_args()
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
+    rows = Kept(a.out)
     known = {(r['photo'], r['steps']) for r in rows}
     if a.photos:
         pipeline, features = ReasonRestore.from_pretrained(), load_features(a.features)
@@ -121,9 +122,7 @@ def main():
                 )
                 for n, x in made.items()
             ]
-            with open(a.out, 'a') as file:
-                file.write(''.join(json.dumps(r) + '\n' for r in new))
-            rows += new
+            rows.add(*new)
     text = lambda values, n: '{:.{n}f} [{:.{n}f}, {:.{n}f}]'.format(*values, n=n)
     print(
         Table(

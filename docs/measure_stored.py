@@ -3,11 +3,12 @@
 The same damaged photos in several forms: as they were made, as JPEG files with full and with half resolution of colour, without colour, with noise that a camera's
 demosaicking has smoothed; and undamaged ones, stored alike. With --reasoner FOLDER other weights than those that ship; records that are there already are kept."""
 
-import argparse, json
+import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
+from kept import Kept
 
 from rr.core import luma
 from rr.data import EVALUATION, PairStream, clean_photos, demosaicked
@@ -58,33 +59,42 @@ def summary(rows: list[dict]) -> list[dict]:
     return made
 
 
-def report(rows: list[dict]):
-    found = summary(rows)
+def report(found: list[dict], column: str, about: str, cells):
+    "A table for each reasoner, with a row for each value of `column` and what `cells` makes of a summary."
     for label in dict.fromkeys(r['reasoner'] for r in found):
-        table = Table(
-            caption=f'{label}: mean absolute error of the severity, points, and recall at {PRESENT} points'
-        )
-        for r in (r for r in found if r['reasoner'] == label):
-            cells = {k: f'{r["error"][k]:.1f}, {r["recall"][k]:.2f}' for k in PAPER_KINDS}
-            table.append({'form': r['form']} | cells | {'clean called damaged': f'{r["alarms"]:.0%}'})
-        print(table, '\n')
+        rows = [{column: r[column]} | cells(r) for r in found if r['reasoner'] == label]
+        print(Table(rows, caption=f'{label}: {about}'), '\n')
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def cells(row: dict) -> dict:
+    each = {k: f'{row["error"][k]:.1f}, {row["recall"][k]:.2f}' for k in PAPER_KINDS}
+    return each | {'clean called damaged': f'{row["alarms"]:.0%}'}
+
+
+def arguments(about: str) -> argparse.ArgumentParser:
+    "What a command takes that asks a reasoner for severities."
+    p = argparse.ArgumentParser(description=about.splitlines()[0])
     p.add_argument('photos', type=Path, nargs='+', help='folders of clean photos')
     p.add_argument('--reasoner', default='nano')
     p.add_argument('--label', help='what the records call it; default: its name')
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--threads', type=int)
-    a = p.parse_args()
+    return p
+
+
+def reader(a: argparse.Namespace):  # image -> severities of `PAPER_KINDS`
+    "The reasoner that was asked for, as a function."
     if a.threads:
         torch.set_num_threads(a.threads)
-    label = a.label or a.reasoner
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
-    known = {(r['reasoner'], r['form'], r['name'], any(r['true'])) for r in rows}
     reasoner = Reasoner.from_pretrained(a.reasoner)
     columns = [list(reasoner.kinds).index(k) for k in PAPER_KINDS]
+    return lambda image: [round(float(s), 2) for s in reasoner.severity([image])[0][columns]]
+
+
+def main():
+    a = arguments(__doc__).parse_args()
+    label, rows, read = a.label or a.reasoner, Kept(a.out), reader(a)
+    known = {(r['reasoner'], r['form'], r['name'], any(r['true'])) for r in rows}
     photos = [path for folder in a.photos for path in clean_photos(folder)]
     for i, path in enumerate(photos):
         pair = PairStream([path], SIZE, EVALUATION, seed=5)[i]
@@ -97,15 +107,9 @@ def main():
             for form, store in FORMS.items():
                 if (label, form, path.name, any(true)) in known:
                     continue
-                said = reasoner.severity([store(image.clamp(0, 1), calm)])[0][columns]
-                rows.append(
-                    dict(
-                        reasoner=label, form=form, name=path.name, true=true, said=[round(float(s), 2) for s in said]
-                    )
-                )
-                with open(a.out, 'a') as file:
-                    file.write(json.dumps(rows[-1]) + '\n')
-    report(rows)
+                said = read(store(image.clamp(0, 1), calm))
+                rows.add(dict(reasoner=label, form=form, name=path.name, true=true, said=said))
+    report(summary(rows), 'form', f'mean absolute error of the severity, points; recall at {PRESENT} points', cells)
 
 
 if __name__ == '__main__':

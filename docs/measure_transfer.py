@@ -11,7 +11,7 @@ import torch
 sys.modules.setdefault('pkg_resources', types.SimpleNamespace(resource_filename=lambda package, name: str(importlib.resources.files(package) / name)))
 warnings.filterwarnings('ignore')  # of the packages below, about NumPy
 
-from rr.core import atomic_path, read_photo
+from rr.core import atomic_path
 from rr.data import clean_photos
 from rr.evaluate import compare_twins, level_table, paired_photos, read_levels
 from rr.reasoner import Reasoner

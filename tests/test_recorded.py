@@ -16,6 +16,7 @@ import measure_grid
 import measure_peers
 import measure_steps
 import record
+from kept import Kept
 
 
 @pytest.mark.parametrize('name', list(record.MADE))
@@ -27,6 +28,14 @@ def test_the_package_holds_what_the_records_say(name):
 
 def test_an_unknown_name_says_which_there_are():
     with pytest.raises(FileNotFoundError, match='grid'): recorded('nothing')
+
+
+def test_records_are_kept_as_they_come(tmp_path):
+    rows = Kept(tmp_path/'rows.jsonl')
+    assert rows == []
+    rows.add(dict(name='a'), dict(name='b'))
+    rows.add(dict(name='c'))
+    assert rows == Kept(tmp_path/'rows.jsonl') == [dict(name=n) for n in 'abc']
 
 
 # The grid: trained with and told in the test
