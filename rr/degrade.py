@@ -470,9 +470,10 @@ def noise_level(
     if params['type'] == 'gaussian': return torch.full_like(image, params['sigma'])
     if params['type'] == 'poisson': return params['sigma'] * (image.clamp_min(0) / MID_GREY).sqrt()
     light, z = to_linear(torch.linspace(0, 1, 256))[:, None], torch.linspace(-4, 4, 81)
-    density = (-z ** 2 / 2).exp() / (-z ** 2 / 2).exp().sum()
+    density = (-z ** 2 / 2).softmax(0)
     values = to_srgb((light + light_noise(light, params) * z).clamp(0, 1))  # (256, 81)
-    std = ((values - (values @ density)[:, None]) ** 2 @ density).sqrt()  # of each grey level
+    mean = lambda values: (values * density).sum(1, keepdim=True)
+    std = mean((values - mean(values)) ** 2).sqrt().flatten()  # of each grey level
     return 255 * std.to(image)[(image.clamp(0, 1) * 255).round().long()]
 
 register(Noise());

@@ -416,9 +416,9 @@ class NanoRestorer(Restorer):
         (h, w), photo = image.shape[-2:], pad_to_multiple(image.float())[None].to(self.device)
         def run(rows, columns):
             part = photo[..., rows, columns]
-            pair = torch.cat([part, part.flip(-1)]).contiguous(memory_format=torch.channels_last)
-            with autocast(self.device):
-                one, mirrored = self.denoiser(pair, expected_noise(pair, finding)).float()
+            level = expected_noise(part, finding)
+            pair, levels = (torch.cat([x, x.flip(-1)]) for x in (part, level))
+            with autocast(self.device): one, mirrored = self.denoiser(pair, levels).float()
             return (part[0] + (one + mirrored.flip(-1)) / 2).clamp(0, 1)
         return self._in_tiles(run, *photo.shape[-2:])[:, :h, :w].to(image)
 

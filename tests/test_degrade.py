@@ -133,3 +133,9 @@ def test_the_level_of_noise_is_what_is_measured_on_flat_grey():
             assert noise_level(flat, params).mean().item() == pytest.approx(measured, rel=.03), (kind, grey)
     for function in (lambda p: noise_level(flat, p), lambda p: noisy(flat, p, seeded(0))):
         with pytest.raises(ValueError, match="unknown noise type 'salt'"): function(dict(type='salt', sigma=9.))
+
+@pytest.mark.parametrize('kind', ('gaussian', 'poisson', 'camera'))
+def test_the_level_of_noise_keeps_its_precision_under_autocast(kind):
+    image, params = torch.rand(3, 32, 32, generator=seeded(0)), dict(type=kind, sigma=9., read_share=.3)
+    with torch.autocast('cpu', torch.bfloat16): low = noise_level(image, params)
+    assert low.dtype == torch.float32 and torch.equal(low, noise_level(image, params))
