@@ -47,8 +47,8 @@ MADE = dict(
         lambda: dict(rows=measure_peers.summary(read('peers'))),
     ),
     stored=(
-        'python docs/measure_stored.py Kodak24 McMaster --out docs/measured/stored.jsonl; before, with the earlier weights, '
-        'the same with --reasoner FOLDER --label before',
+        'python docs/measure_stored.py Kodak24 McMaster --out docs/measured/stored.jsonl; before and after, with earlier weights, '
+        'the same with --reasoner FOLDER --label before and --label after',
         lambda: dict(rows=measure_stored.summary(read('stored'))),
     ),
 )

@@ -664,6 +664,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help='how often a damaged photo has 1, 2, ... kinds; takes the place of --max-kinds')
     p.add_argument('--weak-share', type=float, default=0.,
                    help=f'how often a kind is weak: severity {WEAK[0]} to {WEAK[1]}')
+    p.add_argument('--strong-share', type=float, default=0.,
+                   help='how often noise is stronger than severity 100')
     p.add_argument('--sizes', type=int, nargs='+', default=(224, 320),
                    help='sides of the square photos, pixels, the smallest first')
     p.add_argument('--mirrored', type=int, nargs='+', default=(),
@@ -721,7 +723,7 @@ def main(args:list[str]|None=None):
     recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
                      clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
                      stored_share=a.stored_share, weak_share=a.weak_share,
-                     counts=a.counts and tuple(a.counts))
+                     strong_share=a.strong_share, counts=a.counts and tuple(a.counts))
     streams = streams_of_sizes(photos, scenes, recipe, a.seed, tuple(a.sizes), tuple(a.mirrored))
     described = [scenes.get(f, Scene()) for f in photos]
     if a.part == 'rehearsal':

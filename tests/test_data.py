@@ -1,13 +1,16 @@
 "Pair i of a stream is always pair i; folders, captions, exclusions and depth maps are read as documented."
 import json, math
+from dataclasses import replace
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (WEAK, PairStream, Recipe, Replay, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
+from rr.data import (STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
                      read_depth, read_exclusions, softened)
 from rr.core import seeded
+from rr.degrade import degrade, strength
+from rr.diagnosis import Diagnosis
 
 @pytest.fixture
 def folder(tmp_path):
@@ -205,3 +208,25 @@ def test_demosaicked_noise_keeps_its_strength_and_is_alike_in_neighbours():
         assert float(smooth.std()) == pytest.approx(float(noise.std()), rel=1e-4)
         for alike_along in (across, down):  # of two pixels of white noise behind a Gaussian
             assert float(alike_along(smooth[1])) == pytest.approx(math.exp(-1 / (4 * sigma ** 2)), abs=.05)
+
+
+def test_noise_beyond_the_scale_counts_as_a_hundred():
+    recipe = Recipe(('noise',), max_kinds=1, strong_share=1.)
+    stream = PairStream(list(bundled_photos().values()), 96, recipe, seed=3)
+    end, sigmas = strength('noise', 100)['sigma'], []
+    for i in range(12):
+        found = stream[i].diagnosis.findings['noise']
+        sigmas.append(found.parameters['sigma'])
+        assert found.severity == 100
+    assert end <= min(sigmas) < max(sigmas) <= STRONGEST * end + .1 and len(set(sigmas)) > 8
+    rain = PairStream(stream.photos, 96, replace(recipe, kinds=('rain',)), seed=3)
+    assert torch.equal(rain[0].degraded, PairStream(stream.photos, 96, Recipe(('rain',), max_kinds=1), seed=3)[0].degraded)
+
+def test_noise_is_as_strong_without_colour():
+    grey = torch.full((3, 128, 128), .5)
+    noisy = degrade(grey, {'noise': 50}, 1, parameters={'noise': {'type': 'gaussian'}})
+    pair, strength_left = Pair(noisy.image, grey, Diagnosis.from_degraded(noisy), '', 1), []
+    for s in range(60):
+        stored = as_stored(pair, seeded(s)).degraded
+        if torch.equal(stored[0], stored[1]): strength_left.append(float((stored - grey).std() / (noisy.image - grey).std()))
+    assert len(strength_left) > 1 and min(strength_left) > .9
