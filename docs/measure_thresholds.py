@@ -1,72 +1,82 @@
-"""How sure must the reasoner be before it names a kind? python docs/measure_thresholds.py Kodak24 McMaster --every 2 --out docs/measured/thresholds.jsonl
+"""How sure must the reasoner be before it names a kind? python docs/measure_thresholds.py train/bsds train/free --every 8 --exclude not-clean.tsv --out docs/measured/thresholds.jsonl
 
-Each photo damaged as in `rr evaluate` (mixed, one to four kinds), with Gaussian noise of sigma 25 alone, and clean; the
-reasoner names what passes each threshold, and the restorer is told that. A file that is there is continued."""
+Each photo damaged under the seven conditions of `rr evaluate`: how many kinds are named that are not there, and how many
+are missed, for a range of thresholds, kind by kind. With --restore also what that costs: where a kind is in doubt, its
+probability within the range, the photo is restored twice, with the kind named and without, the others as they are now. A
+file that is there is continued."""
 
-import argparse, json
+import argparse
 from pathlib import Path
 
 import numpy as np
+from kept import Kept
 
 from rr.core import psnr
-from rr.evaluate import CONDITIONS, condition_pair, evaluation_photos, noisy_photos
+from rr.data import read_exclusions
+from rr.evaluate import CONDITIONS, condition_pair, evaluation_photos
 from rr.pipeline import ReasonRestore
 
-THRESHOLDS, WEAK = (0.3, 0.5, 0.6, 0.7, 0.8), 15  # WEAK: severity below which a kind need not be seen
+SEVEN = ('mixed', 'all kinds', 'fog', 'rain', 'blur', 'noise 25', 'clean')
+GRID = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+WEAK = 15  # severity below which a kind need not be seen
+CAP = 45  # dB; closer to the original than this no eye can tell
 
 
-def pairs_of(folders, every: int):
-    "Name of the condition, name of the photo, and a function that makes the pair."
-    for source in evaluation_photos(folders, None)[::every]:
-        for name in ('mixed', 'all kinds', 'clean'):
-            yield name, source.name, lambda s=source, n=name: condition_pair(s, CONDITIONS[n], 0)
-    for folder in folders:
-        for pair in list(noisy_photos(folder, 25))[::every]:
-            yield 'noise 25', f'{folder.name}/{pair.name}', lambda p=pair: p
+def likely(pipeline, photo) -> dict:
+    "The probability of each kind."
+    inputs = next(iter(pipeline.reasoner.batches([photo])))
+    _, present = pipeline.reasoner.measure(inputs)
+    return {k: round(p, 4) for k, p in zip(pipeline.reasoner.kinds, present[0].tolist())}
 
 
-def measured(pipeline, pair) -> dict:
-    "For each threshold what was named, what the restorer was told, and the PSNR, dB (100: as the original)."
-    photo, seen, row = pair.degraded.clamp(0, 1), {}, {}
-    for threshold in THRESHOLDS:
-        pipeline.reasoner.threshold = threshold
-        reply = pipeline.reasoner.reply([photo])[0]
-        named = reply.diagnosis.present
-        if named not in seen:
-            told = pipeline.told(photo, reply.diagnosis)
-            restored = pipeline.restorer.restore([pair.degraded], [told])[0]
-            seen[named] = dict(named=list(named), told=told.severities(), psnr=round(min(float(psnr(restored, pair.clean)), 100.0), 3))
-        row[str(threshold)] = seen[named]
-    return row
+def both_ways(pipeline, pair, likely: dict) -> dict:
+    "For each kind in doubt the PSNR, dB, with it named and without (100: as the original)."
+    photo, reasoner, found = pair.degraded.clamp(0, 1), pipeline.reasoner, {}
+    before = reasoner.threshold
+    for kind in (k for k, p in likely.items() if GRID[0] < p <= GRID[-1]):
+        found[kind] = []
+        for limit in (0.0, 1.0):
+            reasoner.threshold = dict.fromkeys(reasoner.kinds, before) | {kind: limit}
+            told = pipeline.told(photo, reasoner.reply([photo])[0].diagnosis)
+            out = pipeline.restorer.restore([pair.degraded], [told])[0]
+            found[kind].append(round(min(float(psnr(out, pair.clean)), 100.0), 3))
+    reasoner.threshold = before
+    return found
 
 
 def report(rows: list[dict]):
-    for condition in dict.fromkeys(r['condition'] for r in rows):
-        found = [r for r in rows if r['condition'] == condition]
-        print(f'{condition}, {len(found)} photos')
-        for t in map(str, THRESHOLDS):
-            alarms = sum(k not in r['true'] for r in found for k in r['by'][t]['named'])
-            missed = sum(s >= WEAK and k not in r['by'][t]['named'] for r in found for k, s in r['true'].items())
-            print(f"  above {t}: {np.mean([r['by'][t]['psnr'] for r in found]):6.2f} dB, {alarms} kinds named that are not there, "
-                  f'{missed} of severity {WEAK} or more missed')
+    kinds = list(dict.fromkeys(k for r in rows for k in r['likely']))
+    print(f'{len(rows)} photos of {len({r["name"] for r in rows})}; at each threshold kinds named that are not there, and missed')
+    print('      ' + ''.join(f'{t:>9}' for t in GRID))
+    for kind in kinds:
+        p, true = np.array([r['likely'][kind] for r in rows]), np.array([r['true'].get(kind, 0) for r in rows])
+        counts = [(int(((true == 0) & (p > t)).sum()), int(((true >= WEAK) & (p <= t)).sum())) for t in GRID]
+        print(f'{kind:<6}' + ''.join(f'{f"{false}+{missed}":>9}' for false, missed in counts)
+              + f'   of {int((true == 0).sum())} and {int((true >= WEAK).sum())}')
+        doubtful = [(r['likely'][kind], *np.minimum(r['doubtful'][kind], CAP)) for r in rows if kind in r.get('doubtful', {})]
+        if doubtful:
+            print('   dB ' + ''.join(f'{np.mean([named if p > t else left for p, named, left in doubtful]):9.2f}' for t in GRID)
+                  + f'   of {len(doubtful)} in doubt')
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument('folders', type=Path, nargs='+', help='clean photos')
     p.add_argument('--every', type=int, default=1, help='every so many photos')
+    p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos that are not clean, or tables of them, as for `rr degrade`')
+    p.add_argument('--restore', action='store_true', help='the PSNR too, of photos with a kind in doubt')
     p.add_argument('--out', type=Path, required=True, help='records, one line a photo and condition')
     a = p.parse_args()
-    rows = [json.loads(line) for line in a.out.read_text().splitlines()] if a.out.exists() else []
-    known, pipeline = {(r['condition'], r['name']) for r in rows}, ReasonRestore.from_pretrained()
-    for condition, name, make in pairs_of(a.folders, a.every):
-        if (condition, name) in known:
-            continue
-        pair = make()
-        true = {k: s for k, s in pair.diagnosis.severities().items() if s}
-        rows.append(dict(condition=condition, name=name, true=true, by=measured(pipeline, pair)))
-        with open(a.out, 'a') as file:
-            file.write(json.dumps(rows[-1]) + '\n')
+    rows, pipeline, left_out = Kept(a.out), ReasonRestore.from_pretrained(), read_exclusions(*a.exclude)
+    known = {(r['condition'], r['name']) for r in rows}
+    for source in [s for s in evaluation_photos(a.folders, None) if s.path not in left_out][:: a.every]:
+        for condition in SEVEN:
+            if (condition, source.name) in known:
+                continue
+            pair = condition_pair(source, CONDITIONS[condition], 0)
+            found = likely(pipeline, pair.degraded.clamp(0, 1))
+            rows.add(dict(condition=condition, name=source.name, true={k: s for k, s in pair.diagnosis.severities().items() if s},
+                          likely=found, **(dict(doubtful=both_ways(pipeline, pair, found)) if a.restore else {})))
     report(rows)
 
 

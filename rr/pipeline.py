@@ -224,7 +224,7 @@ class ReasonRestore:
     def second_look(self, image:torch.Tensor, stated:Diagnosis, present:torch.Tensor=None) -> Diagnosis:
         """The diagnosis without what was mistaken in the noise, where the restorer can remove noise alone.
         Rain must show in what was removed; other kinds are looked at again in what is left, and named if the
-        mean of both probabilities passes the reasoner's threshold."""
+        mean of both probabilities passes the reasoner's threshold for it."""
         others = stated.with_severity('noise', 0).present
         if not others or (quiet := self.restorer.denoise(image, stated)) is image: return stated
         found = dict(stated.findings)
@@ -235,7 +235,7 @@ class ReasonRestore:
             first = self.reasoner.presence([image])[0] if present is None else present
             likely = dict(zip(reply.kinds, ((first + reply.present) / 2).tolist()))
             for kind in again:
-                if likely.get(kind, 1.) <= self.reasoner.threshold: del found[kind]
+                if not self.reasoner.names(kind, likely.get(kind, 1.)): del found[kind]
                 else: found[kind] = reply.diagnosis.findings.get(kind, found[kind])
         return replace(stated, findings=found)
 

@@ -892,7 +892,8 @@ class Reasoner:
         make_views=None,  # photo (3,H,W) -> list of views (3,h,w); None: the photo within the pixel budget
         batch_size:int = 8,  # photos that go through the model together
         kinds:tuple[str, ...] = KINDS,  # what it quantifies, in physical order
-        threshold:float = .5,  # stage 1 names the kinds whose probability of being there exceeds it, 0..1
+        # stage 1 names the kinds whose probability of being there exceeds it, 0..1; for all, or one for each
+        threshold:float|dict[str, float] = .5,
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.prompt, self.make_views, self.batch_size, self.kinds, self.threshold = (
@@ -920,9 +921,14 @@ class Reasoner:
         with evaluating(self.model): distribution, present, _ = measure(self.model, inputs, self.opening)
         return distribution.cpu(), present.cpu()
 
+    def names(self, kind:str, probability:float) -> bool:
+        "Whether stage 1 names a kind that is there with this probability."
+        limits = self.threshold
+        return probability > (limits.get(kind, .5) if isinstance(limits, dict) else limits)
+
     def named(self, present:Tensor) -> list[tuple[str, ...]]:  # present (B,K)
         "The kinds that stage 1 names."
-        return [tuple(k for k, p in zip(self.kinds, row) if p > self.threshold) for row in present.tolist()]
+        return [tuple(k for k, p in zip(self.kinds, row) if self.names(k, p)) for row in present.tolist()]
 
     def reply(
         self,
