@@ -142,7 +142,7 @@ class Recipe:
     counts: tuple[float, ...]|None = None  # how often 1, 2, ... kinds are drawn; None: from `min_kinds` to
     # `max_kinds` equally often
     weak_share: float = 0.  # how often a kind is weak: its severity is drawn from `WEAK` instead
-    strong_share: float = 0.  # how often noise is stronger than the scale goes, up to `STRONGEST`; it counts as 100
+    strong_share: float = 0.  # how often noise is stronger than the scale goes: it counts as 100
 
     def draw(self, generator:torch.Generator) -> dict[str, int]:
         "Severities by kind, in physical order; empty for a clean photo."
@@ -270,7 +270,8 @@ class PairStream:
             depth = pseudo_depth(clean, kind_generator('depth', seed))
         regions = self.recipe.regions(severities, depth, g)
         severities, parameters = self.recipe.beyond(severities, g)
-        pair = make_pair(clean, severities, seed, path.name, self.scenes.get(path), depth, regions, parameters)
+        pair = make_pair(clean, severities, seed, path.name, self.scenes.get(path), depth, regions,
+                         parameters)
         stored = self.recipe.stored_share and torch.rand((), generator=g) < self.recipe.stored_share
         return stored_pair(pair, severities, depth, regions, g) if stored else pair
 
