@@ -36,6 +36,10 @@ def test_records_are_kept_as_they_come(tmp_path):
     rows.add(dict(name='a'), dict(name='b'))
     rows.add(dict(name='c'))
     assert rows == Kept(tmp_path/'rows.jsonl') == [dict(name=n) for n in 'abc']
+    with open(rows.path, 'a') as file: file.write('{"name": "d')  # killed while it wrote
+    rows = Kept(rows.path)
+    rows.add(dict(name='e'))
+    assert rows == Kept(rows.path) == [dict(name=n) for n in 'abce']
 
 
 # The grid: trained with and told in the test
