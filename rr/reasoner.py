@@ -922,7 +922,7 @@ class Reasoner:
         return distribution.cpu(), present.cpu()
 
     def names(self, kind:str, probability:float) -> bool:
-        "Whether stage 1 names a kind that is there with this probability."
+        "Whether stage 1 names a kind of this probability; a threshold that is left out is one half."
         limits = self.threshold
         return probability > (limits.get(kind, .5) if isinstance(limits, dict) else limits)
 
