@@ -13,7 +13,7 @@ __all__ = ['NOISE_ONLY', 'Batch', 'flow_state', 'sample_times', 'charbonnier', '
            'join_processes', 'tune_lora', 'train_denoiser', 'build_parser', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
-import argparse, copy, json, math, os
+import argparse, atexit, copy, json, math, os
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -747,10 +747,11 @@ class LoraTrainer:
 
 # %% ../nbs/10_flow.ipynb #10-063
 def join_processes(device:str) -> str:  # this process's own device
-    "Join the other processes, where `torchrun` or `accelerate launch` started some."
+    "Join the other processes, where `torchrun` or `accelerate launch` started some, until this one ends."
     if 'RANK' not in os.environ: return device
     from accelerate import PartialState
     state = PartialState(cpu=device == 'cpu')
+    atexit.register(state.destroy_process_group)
     return str(state.device) if device != 'cpu' else device
 
 def tune_lora(

@@ -386,13 +386,12 @@ def reinforce(
     a:argparse.Namespace,  # arguments of `main`
 ):
     "The run of a command."
-    from accelerate import PartialState
     from rr.finetune import TowerJudge
-    from rr.flow import validation_pairs
+    from rr.flow import join_processes, validation_pairs
     from rr.nano import load_nano_restorer, save_correction, save_nano_restorer
     from rr.reasoner import Reasoner
     from rr.rl import without_lora
-    PartialState(cpu=True)  # joins the other processes, where there are any
+    join_processes('cpu')
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)  # of the LoRA: the same in all processes
     device = 'cpu' if processes() > 1 else None

@@ -222,10 +222,10 @@ def test_two_processes_do_what_one_does(tmp_path):
     script = tmp_path / 'job.py'
     script.write_text("""
 import sys, torch
-from accelerate import PartialState
 from rr.core import processes, rank
+from rr.flow import join_processes
 from test_reinforce import GRPO, DiffusionNFT, make_run
-torch.set_num_threads(1); PartialState(cpu=True)
+torch.set_num_threads(1); join_processes('cpu')
 open(f'{sys.argv[1]}-{rank()}-of-{processes()}', 'w').close()
 for kind in (GRPO, DiffusionNFT): make_run(sys.argv[1] + kind.__name__, 3, kind).go()
 """)

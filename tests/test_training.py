@@ -268,12 +268,11 @@ def test_samples_are_drawn_with_every_report(tmp_path):
 
 TOGETHER = """
 import sys, torch
-from accelerate import PartialState
 from rr.core import processes, rank
 from rr.data import PairStream
-from rr.flow import FlowTrainer, FlowTraining
+from rr.flow import FlowTrainer, FlowTraining, join_processes
 from test_training import PHOTOS, clean_photos, small_net
-torch.set_num_threads(1); PartialState(cpu=True)
+torch.set_num_threads(1); join_processes('cpu')
 torch.manual_seed(0)
 trainer = FlowTrainer(small_net(), PairStream(clean_photos(PHOTOS), 64), sys.argv[1], FlowTraining(minutes=60, pairs=2, patch=32))
 for _ in range(3): trainer.train_step()
