@@ -151,6 +151,13 @@ class Diagnosis:
         old = findings.pop(kind, Finding(1))
         return replace(self, findings=findings | ({kind: replace(old, severity=value)} if value else {}))
 
+    def only(
+        self,
+        kinds:tuple, # keys of `DEGRADATIONS`
+    )->'Diagnosis':
+        "A copy with the findings of these kinds alone."
+        return replace(self, findings={k: f for k, f in self.findings.items() if k in kinds})
+
     def to_dict(self)->dict: # what `to_json` writes
         "Plain dictionaries: one for each present kind, and `scene`."
         region = lambda f: {'region': f.region} if f.region else {}

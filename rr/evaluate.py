@@ -237,11 +237,11 @@ def fit_baselines(
         for j in range(draws):
             severities = recipe.draw(seeded(seed + 1000 * i + j))
             image = degrade(clean, severities, seed + 1000 * i + j).image
-            rows.append([STATISTICS[kind](image) for kind in KINDS])
-            truth.append([severities.get(kind, 0) for kind in KINDS])
+            rows.append([STATISTICS[kind](image) for kind in recipe.kinds])
+            truth.append([severities.get(kind, 0) for kind in recipe.kinds])
     rows, truth = np.array(rows), np.array(truth)
-    estimators = {kind: fit_estimator(kind, rows[:, k], truth[:, k]) for k, kind in enumerate(KINDS)}
-    return Baselines(dict(zip(KINDS, truth.mean(0).tolist())), estimators)
+    estimators = {kind: fit_estimator(kind, rows[:, k], truth[:, k]) for k, kind in enumerate(recipe.kinds)}
+    return Baselines(dict(zip(recipe.kinds, truth.mean(0).tolist())), estimators)
 
 # %% ../nbs/14_evaluate.ipynb #14-048
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_column
            'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'freeze_words',
-           'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'teach', 'save_memory', 'kept_for_backward',
-           'training_memory', 'short_side', 'streams_of_sizes', 'run_trainer', 'change_eyes', 'change_words',
-           'rehearse', 'train_words', 'build_parser', 'main']
+           'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'prompt_for', 'teach', 'save_memory',
+           'kept_for_backward', 'training_memory', 'short_side', 'streams_of_sizes', 'run_trainer', 'change_eyes',
+           'change_words', 'rehearse', 'train_words', 'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, copy, itertools, json, math, os, time, warnings
@@ -30,7 +30,7 @@ from .nano import (
     nano_reasoner_config)
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
 from .reasoner import (
-    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, memory_needed, pictures)
+    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -459,6 +459,14 @@ def merge_adapter(
     (out/'kinds.json').write_text(json.dumps(list(kinds)) + '\n')
 
 # %% ../nbs/08_finetune.ipynb #08-050
+def prompt_for(
+    prompt:Prompt,
+    known:tuple[str, ...], kinds:tuple[str, ...],  # what it asks for now, and what it is to ask for
+) -> Prompt:
+    "The prompt with the question for other kinds, where its question lists kinds at all."
+    lists_kinds = prompt.question == full_question(known)
+    return replace(prompt, question=full_question(kinds)) if lists_kinds else prompt
+
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter
     streams:list[PairStream],  # what to learn from
@@ -469,7 +477,7 @@ def teach(
     batch:int=8,  # photos in an update, in each process
     rank:int=16, alpha:float|None=None, vision:bool=False,  # as for `add_adapter`
     learning_rate:float=5e-4,
-    opening_share:float=0.,  # as for `ChatCollator`
+    opening_share:float=0., severity_weight:float|None=None,  # as for `ChatCollator`
     **settings,  # of `TrainingArguments`: gradient_checkpointing, gradient_accumulation_steps, bf16, ...
 ) -> Reasoner:
     "Fine-tune a reasoner with LoRA; the same lines for nano and Qwen, on one process or many."
@@ -477,14 +485,15 @@ def teach(
     model = (reasoner.model if hasattr(reasoner.model, 'peft_config')
              else add_adapter(reasoner.model, rank, alpha, vision))
     if settings.get('gradient_checkpointing'): model.enable_input_require_grads()
-    collator = ChatCollator(reasoner.processor, reasoner.views, reasoner.prompt,
-                            opening_share=opening_share, kinds=kinds)
+    prompt = prompt_for(reasoner.prompt, reasoner.kinds, kinds)
+    collator = ChatCollator(reasoner.processor, reasoner.views, prompt, opening_share=opening_share,
+                            severity_weight=severity_weight, kinds=kinds)
     run_trainer(model, ReasonerData(streams), collator, folder,
                 max_steps=steps, per_device_train_batch_size=batch,
                 learning_rate=learning_rate, warmup_steps=max(1, steps // 20), **settings)
     if int(os.environ.get('RANK', 0)) == 0: save_adapter(model, folder, base, kinds)
-    return Reasoner(model, reasoner.processor, reasoner.prompt, reasoner.make_views,
-                    reasoner.batch_size, kinds)
+    return Reasoner(model, reasoner.processor, prompt, reasoner.make_views, reasoner.batch_size, kinds,
+                    reasoner.threshold)
 
 # %% ../nbs/08_finetune.ipynb #08-052
 def save_memory(model):
@@ -658,8 +667,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--learning-rate', type=float, default=1e-3)
     p.add_argument('--max-kinds', type=int, default=TRAINING.max_kinds,
                    help='degradations in one photo, at most')
-    p.add_argument('--weights', type=float, nargs=len(KINDS),
-                   help=f'how often each kind is drawn: {" ".join(KINDS)}')
+    p.add_argument('--kinds', nargs='+', default=list(KINDS), choices=list(DEGRADATIONS), metavar='KIND',
+                   help=f'lora: what the reasoner is to know, of {" ".join(DEGRADATIONS)}; '
+                        f'default: {" ".join(KINDS)}')
+    p.add_argument('--weights', type=float, nargs='+',
+                   help='how often each of the kinds is drawn')
     p.add_argument('--counts', type=float, nargs='+',
                    help='how often a damaged photo has 1, 2, ... kinds; takes the place of --max-kinds')
     p.add_argument('--weak-share', type=float, default=0.,
@@ -685,9 +697,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--new-words', action='store_true',
                    help='words, with --start: learn the vocabulary anew and rehearse')
     p.add_argument('--opening-share', type=float, default=0.,
-                   help='words: share of the batches that end after stage 3')
+                   help='words, lora: share of the batches that end after stage 3')
     p.add_argument('--severity-weight', type=float,
-                   help='words: weight in the loss of stages 1 and 2; default: that of stage 3')
+                   help='words, lora: weight in the loss of stages 1 and 2; default: that of stage 3')
     p.add_argument('--whole', action='store_true', help='words: train the tower too')
     p.add_argument('--eyes-only', action='store_true',
                    help='words: train the whole tower and nothing else, through the language model')
@@ -715,12 +727,17 @@ def build_parser() -> argparse.ArgumentParser:
 def main(args:list[str]|None=None):
     """Command line: train the nano reasoner on a folder of clean photos, or an adapter for a reasoner of any
     size."""
-    a = build_parser().parse_args(args)
+    p = build_parser()
+    a = p.parse_args(args)
+    kinds = tuple(k for k in DEGRADATIONS if k in a.kinds)  # in physical order
+    if kinds != KINDS and a.part != 'lora': p.error(f'{a.part} knows {", ".join(KINDS)}; --kinds is for lora')
+    if a.weights and len(a.weights) != len(kinds):
+        p.error(f'got {len(a.weights)} weights; expected one for each of {", ".join(kinds)}')
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     scenes = load_captions(a.captions) if a.captions else {}
-    recipe = replace(TRAINING, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
+    recipe = replace(TRAINING, kinds=kinds, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
                      clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
                      stored_share=a.stored_share, weak_share=a.weak_share,
                      strong_share=a.strong_share, counts=a.counts and tuple(a.counts))
@@ -736,9 +753,10 @@ def main(args:list[str]|None=None):
             a.new_words, a.opening_share, a.severity_weight, a.whole, a.eyes_only, a.workers)
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
-        teach(reasoner, streams, a.out, a.base, steps=a.steps, batch=a.batch, rank=a.rank, vision=a.vision,
-              learning_rate=a.learning_rate, opening_share=a.opening_share,
-              gradient_checkpointing=a.gradient_checkpointing)
+        teach(reasoner, streams, a.out, a.base, kinds, steps=a.steps, batch=a.batch, rank=a.rank,
+              vision=a.vision, learning_rate=a.learning_rate, opening_share=a.opening_share,
+              severity_weight=a.severity_weight, gradient_checkpointing=a.gradient_checkpointing,
+              dataloader_num_workers=a.workers)
         return
     held_out = ([PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)]
                 if a.held_out else None)

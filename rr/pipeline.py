@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from .core import Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
-from .degrade import KINDS
+from .degrade import DEGRADATIONS
 from .diagnosis import Diagnosis
 from .nano import STREAKS, is_nano_restorer, streak_skewness
 from .reasoner import Reasoner, ReasonerError, Reply, for_kinds, is_nano
@@ -65,9 +65,13 @@ def summary(
 ) -> str:
     "One line: what was wrong, what is left, and how long it took."
     seconds = f'({sum(result.seconds.values()):.1f} s)'
-    if result.untouched: return f'{result.name}: clean, left as it is {seconds}'
     before, after = result.before.severities(), result.after.severities()
-    change = ', '.join(f'{k} {before[k]} -> {after[k]}' for k in KINDS if before[k] or after[k])
+    if result.untouched:
+        found = ', '.join(f'{k} {v}' for k, v in before.items() if v)
+        why = f'{found}, none of which this restorer repairs' if found else 'clean'
+        return f'{result.name}: {why}, left as it is {seconds}'
+    change = ', '.join(f'{k} {before.get(k, 0)} -> {after.get(k, 0)}' for k in DEGRADATIONS
+                       if before.get(k) or after.get(k))
     return f'{result.name}: {change}; reward {result.reward:.2f} {seconds}'
 
 def record(
@@ -249,6 +253,6 @@ class ReasonRestore:
 
     def _restore(self, photo, diagnosis, steps, seed) -> Photo:
         "The restored photo; the same object when there is nothing to repair."
-        if diagnosis.is_clean: return photo
+        if diagnosis.only(self.restorer.kinds).is_clean: return photo
         image = self.restorer.restore([photo.image], [diagnosis], steps=steps, seed=seed)[0]
         return Photo(image, photo.alpha, photo.name)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import autocast, has_bf16, pick_device, seeded, to_pil
-from .degrade import DEGRADATIONS, noise_level, severity_of, strength
+from .degrade import DEGRADATIONS, KINDS, noise_level, severity_of, strength
 from .diagnosis import Diagnosis, Finding, diagnosis_vectors, written_value
 from .nano import SHIPPED_RESTORERS, glance_at, is_nano_restorer, measure_blur, measure_noise
 
@@ -265,6 +265,11 @@ class Restorer:
     policy: FlowPolicy
     default_steps = 1
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        "What it was made to repair; other findings of a diagnosis are nothing to it."
+        return tuple(DEGRADATIONS)
+
     @staticmethod
     def from_pretrained(
         name='nano',  # 'nano', 'nano-rl', a folder, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'
@@ -366,6 +371,8 @@ def denoiser_share(
 # %% ../nbs/09_restorer.ipynb #09-041
 class NanoRestorer(Restorer):
     "The small network of this package, on any device and for photos of any size."
+    kinds = KINDS
+
     def __init__(self,
         net,  # `NanoRestorerNet`
         language_model=None,  # text model that gives the hidden states; None: only the numbers steer
@@ -429,7 +436,9 @@ class NanoRestorer(Restorer):
 
     def _restore(self, image, diagnosis, steps, seed, on_step):
         """One photo: what the flow makes of it, and where noise is all that is wrong, a mean of that and
-        what the network for noise alone does."""
+        what the network for noise alone does. Kinds that neither has met are left out of the diagnosis."""
+        diagnosis = diagnosis.only(self.kinds)
+        if diagnosis.is_clean: return image
         restored = self._flow(image.clamp(0, 1), diagnosis, steps, seed, on_step)
         if diagnosis.present != ('noise',): return restored
         quiet = self.denoise(image, diagnosis)

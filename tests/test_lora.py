@@ -11,9 +11,9 @@ from rr.core import seeded
 from rr.data import PairStream, Recipe, clean_photos
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, register, to_linear, to_srgb
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.finetune import ChatCollator, add_adapter, kept_for_backward, merge_adapter, sample_texts, save_adapter, save_memory, teach, training_memory
+from rr.finetune import ChatCollator, add_adapter, kept_for_backward, main, merge_adapter, sample_texts, prompt_for, save_adapter, save_memory, teach, training_memory
 from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
-from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, model_inputs, qwen_config, with_examples
+from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, full_question, is_nano, model_inputs, qwen_config, with_examples
 from tiny_qwen import tiny_model, tiny_processor
 
 PHOTOS = Path(__file__).parents[1] / 'rr/assets/photos'
@@ -127,6 +127,34 @@ def test_as_a_command_on_one_process_and_on_two(nano_folder, tmp_path, processes
     assert done.returncode == 0, done.stderr[-2000:]
     assert Reasoner.from_pretrained(tmp_path).kinds == KINDS
     assert json.loads((tmp_path / 'log.jsonl').read_text().splitlines()[-1])['step'] == 2
+
+
+def test_other_kinds_as_a_command(nano_folder, tmp_path):
+    words = ['lora', PHOTOS, tmp_path, '--base', nano_folder, '--steps', 1, '--batch', 1, '--rank', 2]
+    main([str(w) for w in [*words, '--kinds', 'noise', 'snow', 'fog', '--weights', 1, 2, 1]])
+    taught = Reasoner.from_pretrained(tmp_path)
+    assert taught.kinds == ('fog', 'snow', 'noise') and is_nano(str(tmp_path))
+    assert taught.threshold == Reasoner.from_pretrained(nano_folder).threshold
+    assert list(taught.reply(PHOTO)[0].diagnosis.severities(taught.kinds)) == ['fog', 'snow', 'noise']
+
+
+@pytest.mark.parametrize('words,says', [
+    (['words', '--kinds', 'snow'], 'words knows fog, rain, blur, noise; --kinds is for lora'),
+    (['lora', '--kinds', 'snow', '--weights', '1', '2'], 'got 2 weights; expected one for each of snow'),
+    (['lora', '--kinds', 'hail'], "invalid choice: 'hail'"),
+])
+def test_impossible_kinds_are_one_line(words, says, tmp_path, capsys):
+    with pytest.raises(SystemExit): main([words[0], str(PHOTOS), str(tmp_path), *words[1:]])
+    assert says in capsys.readouterr().err
+
+
+def test_what_is_taught_is_what_is_asked_for(vignette, tmp_path):
+    assert prompt_for(SHORT_PROMPT, KINDS, vignette) == SHORT_PROMPT
+    asked = prompt_for(FULL_PROMPT, KINDS, vignette)
+    assert asked.question == full_question(vignette) and 'vignette' in asked.question and asked.system == FULL_PROMPT.system
+    reasoner = Reasoner(tiny_model(spread=.05), tiny_processor(), threshold=.6)
+    tuned = teach(reasoner, streams(64), tmp_path, 'tiny', vignette, steps=1, batch=1, rank=2)
+    assert tuned.prompt == asked and tuned.threshold == .6
 
 
 def test_only_the_answer_to_the_last_question_is_learnt(nano_folder):

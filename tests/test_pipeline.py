@@ -149,6 +149,15 @@ def test_clean_photo_is_untouched(mixed):
     assert torch.equal(result.severity_before, result.severity_after)
 
 
+def test_kinds_that_the_restorer_never_met_are_named_and_left(nano):
+    photo = read_photo(damaged_photo()).image[:, :160, :160]
+    snow = Finding(40, {'density': 3.})
+    alone = nano(photo, edit=Diagnosis({'snow': snow}))
+    assert alone.untouched and 'snow 40, none of which this restorer repairs' in alone.summary()
+    both, fog = (nano(photo, edit=Diagnosis(FOG.findings | more)) for more in ({'snow': snow}, {}))
+    assert not both.untouched and torch.equal(both.restored.image, fog.restored.image)
+
+
 def test_reward_is_the_guarded_drop(qwen):
     from rr.rl import severity_reward, structure
     r = qwen(picture(), edit=FOG)

@@ -1,0 +1,167 @@
+"""How well does `nano-seven` diagnose the kinds beyond the paper's four, and places? python docs/measure_seven.py Kodak24 McMaster --out docs/measured/seven.jsonl
+
+Every photo under several conditions: one to four of all seven kinds (three draws), one to four of the paper's four, as in `rr.evaluate`; one or two kinds, each in a part of the
+photo; undamaged. Asked are the reasoner of the four kinds, which cannot name the others, that of seven, and classical estimators, fitted on the bundled photos. With
+--reasoners other weights; records that are there already are kept."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from kept import Kept
+
+from rr.core import read_photo, seeded
+from rr.data import SEVEN, Pair, Recipe, make_pair
+from rr.degrade import PAPER_KINDS, kind_generator, pseudo_depth
+from rr.evaluate import PRESENT, Condition, condition_pair, evaluation_photos, f1_score, fit_baselines, presence_counts, rank_correlation
+from rr.reasoner import Reasoner
+from rr.severity import Table
+
+CONDITIONS = {  # recipe, how many draws for each photo
+    'seven': (Recipe(SEVEN, max_kinds=4), 3),
+    'paper': (Recipe(PAPER_KINDS, max_kinds=4), 1),
+    'places': (Recipe(SEVEN, max_kinds=2, region_share=1.0), 2),
+    'clean': (Recipe(clean_share=1.0), 1),
+}
+
+
+def damaged(source, recipe: Recipe, seed: int) -> Pair:
+    "The photo, damaged as the recipe says; without regions just as `rr.evaluate` damages it."
+    if not recipe.region_share:
+        return condition_pair(source, Condition('', recipe), seed)
+    g, clean = seeded(seed * 1_000_003 + source.index), read_photo(source.path).image
+    severities, pair_seed = recipe.draw(g), int(torch.randint(2**31, (), generator=g))
+    depth = pseudo_depth(clean, kind_generator('depth', pair_seed))  # the one that `degrade` makes up
+    return make_pair(clean, severities, pair_seed, source.name, None, depth, recipe.regions(severities, depth, g))
+
+
+def answers(reasoners: dict, baselines, image) -> dict:  # who -> severities of SEVEN, expected and written, and regions
+    "What everybody says about one photo."
+    classical = [round(baselines.classical(image)[k], 2) for k in SEVEN]
+    made = {'classical': dict(expected=classical, written=classical, regions={})}
+    for label, reasoner in reasoners.items():
+        reply = reasoner.reply([image])[0]
+        at = {k: round(float(s), 2) for k, s in zip(reply.kinds, reply.severity)}
+        found = reply.diagnosis.findings
+        made[label] = dict(
+            expected=[at.get(k, 0.0) for k in SEVEN],
+            written=[found[k].severity if k in found else 0 for k in SEVEN],
+            regions={k: f.region for k, f in found.items()},
+            seconds=round(reply.seconds, 3),
+        )
+    return made
+
+
+def error_table(rows: list[dict], condition: str) -> Table:
+    "Mean absolute error by kind, F1 of presence and rank correlation."
+    made, chosen = [], [r for r in rows if r['condition'] == condition]
+    for label in dict.fromkeys(r['reasoner'] for r in chosen):
+        for key in ('expected', 'written') if label != 'classical' else ('expected',):
+            found = [r for r in chosen if r['reasoner'] == label]
+            said, true = (np.array([r[k] for r in found]) for k in (key, 'true'))
+            errors = np.abs(said - true).mean(0)
+            made.append(
+                dict(reasoner=f'{label}, {key}')
+                | {k: round(float(e), 1) for k, e in zip(SEVEN, errors)}
+                | dict(
+                    together=round(float(errors.mean()), 1),
+                    F1=round(float(f1_score(presence_counts(true, said).sum(1))), 2),
+                    rank=round(rank_correlation(said.ravel(), true.ravel()), 2),
+                )
+            )
+    true = np.array([r['true'] for r in chosen if r['reasoner'] == 'classical'])
+    errors = np.abs(true - true.mean(0)).mean(0)
+    made.append(
+        dict(reasoner='always the mean')
+        | {k: round(float(e), 1) for k, e in zip(SEVEN, errors)}
+        | dict(together=round(float(errors.mean()), 1), F1=None, rank=None)
+    )
+    return Table(made, caption=f'{condition}: mean absolute error of the severity, points (absent = 0)')
+
+
+def present_table(rows: list[dict]) -> Table:
+    "Of the mixtures of all kinds: mean error where the kind is there, how often it is seen, and how often it is named where it is not."
+    made = []
+    for label in dict.fromkeys(r['reasoner'] for r in rows):
+        found = [r for r in rows if r['reasoner'] == label and r['condition'] == 'seven']
+        said, true = (np.array([r[k] for r in found]) for k in ('written', 'true'))
+        for i, kind in enumerate(SEVEN):
+            there = true[:, i] >= PRESENT
+            absent = true[:, i] == 0
+            made.append(
+                dict(
+                    reasoner=label,
+                    kind=kind,
+                    photos=int(there.sum()),
+                    error=round(float(np.abs(said - true)[there, i].mean()), 1),
+                    seen=round(float((said[there, i] >= PRESENT).mean()), 2),
+                    invented=round(float((said[absent, i] >= PRESENT).mean()), 2),
+                )
+            )
+    return Table(made, caption=f'seven: where a kind is there (severity >= {PRESENT}), and where it is not')
+
+
+def place_table(rows: list[dict]) -> Table:
+    "How often the place of a damage is named, and named right; beside it, the place that is most common."
+    made = []
+    for label in dict.fromkeys(r['reasoner'] for r in rows if r['reasoner'] != 'classical'):
+        for condition in ('places', 'seven'):
+            found = [r for r in rows if r['reasoner'] == label and r['condition'] == condition]
+            pairs = [(r['places'][k], r['regions'][k]) for r in found for k in r['regions'] if k in r['places']]
+            if not pairs:
+                continue
+            true, said = zip(*pairs)
+            common = max(true.count(t) for t in set(true)) / len(true)
+            made.append(
+                dict(
+                    reasoner=label,
+                    condition='each in one place' if condition == 'places' else 'everywhere',
+                    found=len(pairs),
+                    place_named=round(sum(map(bool, said)) / len(said), 2),
+                    right=round(sum(a == b for a, b in pairs) / len(pairs), 2),
+                    most_common=round(common, 2),
+                )
+            )
+    return Table(made, caption='places, of the kinds that were found')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('photos', type=Path, nargs='+', help='folders of clean photos')
+    p.add_argument('--reasoners', nargs='+', default=['nano', 'nano-seven'], help='names or folders; FOLDER=LABEL for another name in the records')
+    p.add_argument('--conditions', nargs='+', choices=list(CONDITIONS), default=list(CONDITIONS))
+    p.add_argument('--every', type=int, default=1, help='only every so many photos')
+    p.add_argument('--out', type=Path, required=True)
+    p.add_argument('--threads', type=int)
+    a = p.parse_args()
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    named = dict((*r.split('=', 1), r)[:2][::-1] for r in a.reasoners)
+    reasoners = {label: Reasoner.from_pretrained(name) for label, name in named.items()}
+    rows, baselines = Kept(a.out), fit_baselines(recipe=CONDITIONS['seven'][0])
+    known = {(r['reasoner'], r['condition'], r['seed'], r['name']) for r in rows}
+    for name in a.conditions:
+        recipe, draws = CONDITIONS[name]
+        for seed in range(draws):
+            for source in evaluation_photos(a.photos)[:: a.every]:
+                asked = {k: v for k, v in reasoners.items() if (k, name, seed, source.name) not in known}
+                if not asked and ('classical', name, seed, source.name) in known:
+                    continue
+                pair = damaged(source, recipe, seed)
+                truth = dict(true=[pair.diagnosis.severity(k) for k in SEVEN], places={k: f.region for k, f in pair.diagnosis.findings.items()})
+                for label, said in answers(asked, baselines, pair.degraded).items():
+                    if (label, name, seed, source.name) not in known:
+                        rows.add(dict(reasoner=label, condition=name, seed=seed, name=source.name) | truth | said)
+    for name in ('seven', 'paper'):
+        if name in a.conditions:
+            print(error_table(rows, name), '\n')
+    clean = [r for r in rows if r['condition'] == 'clean']
+    for label in dict.fromkeys(r['reasoner'] for r in clean):
+        alarms = np.mean([max(r['written']) >= PRESENT for r in clean if r['reasoner'] == label])
+        print(f'{label}: {alarms:.0%} of the clean photos called damaged')
+    print('\n', present_table(rows), '\n\n', place_table(rows))
+
+
+if __name__ == '__main__':
+    main()
