@@ -11,8 +11,8 @@ __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONE
            'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
            'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power', 'kernel_power',
            'misfit', 'measure_blur', 'patches_of', 'patch_covariance', 'noise_floor', 'measure_noise', 'line_kernels',
-           'streak_skewness', 'time_embedding', 'TextPool', 'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map',
-           'NanoRestorerNet', 'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer',
+           'streak_skewness', 'time_embedding', 'TextPool', 'foldable', 'FiLMBlock', 'glance_at', 'Glance', 'Survey',
+           'cut_map', 'NanoRestorerNet', 'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer',
            'load_nano_denoiser', 'weights_mark', 'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
@@ -84,7 +84,7 @@ class TowerBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight); nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+    def forward(self, x): return x + self.conv2(F.relu(self.conv1(F.relu(x)), inplace=True))
 
 # %% ../nbs/06_nano.ipynb #06-016
 BLOCK = PATCH * MERGE  # side of the block behind one token, pixels
@@ -603,6 +603,10 @@ class TextPool(nn.Module):
         return self.out(torch.einsum('bqt,btd->bqd', score.softmax(-1), text).flatten(1))
 
 # %% ../nbs/06_nano.ipynb #06-069
+def foldable(x:Tensor, *layers:nn.Module) -> bool:  # (B, C, H, W)
+    "Can factors go into the weights? For one photo, without gradients, and where no adapter wraps a layer."
+    return len(x) == 1 and not torch.is_grad_enabled() and all(type(layer) is nn.Conv2d for layer in layers)
+
 class FiLMBlock(nn.Module):
     "Residual block whose channels are scaled and shifted by the condition."
     def __init__(self, channels:int, cond_size:int):
@@ -615,9 +619,13 @@ class FiLMBlock(nn.Module):
         nn.init.zeros_(self.conv2.weight); nn.init.zeros_(self.conv2.bias)
 
     def forward(self, x:Tensor, cond:Tensor) -> Tensor:  # (B, C, H, W), (B, cond_size)
-        scale, shift = self.film(cond)[:, :, None, None].chunk(2, 1)
+        scale, shift = self.film(cond).chunk(2, 1)
         y = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return x + self.conv2(F.silu(self.conv1(y) * (1 + scale) + shift))
+        if foldable(x, self.conv1):  # the same, in fewer passes over the pixels
+            factor, conv = 1 + scale[0], self.conv1
+            y = F.conv2d(y, conv.weight * factor.view(-1, 1, 1, 1), conv.bias * factor + shift[0], padding=1)
+            return self.conv2(F.silu(y, inplace=True)).add_(x)
+        return x + self.conv2(F.silu(self.conv1(y) * (1 + scale[..., None, None]) + shift[..., None, None]))
 
 # %% ../nbs/06_nano.ipynb #06-071
 GLANCE = 64  # side of the small picture of the whole photo, pixels
@@ -752,20 +760,36 @@ class NanoRestorerNet(nn.Module):
         for i in reversed(range(len(self.up))):
             x = F.pixel_shuffle(self.grow[i](x), 2) + skips[i]
             for b in self.up[i]: x = b(x, cond)
-        folded = F.pixel_unshuffle(photo, 2).unflatten(1, (3, 4))[:, None]  # (B, 1, 3, 4, H/2, W/2)
-        products = self.gains(x).unflatten(1, (-1, 3))[:, :, :, None] * folded  # (B, K, 3, 4, H/2, W/2)
-        return F.pixel_shuffle(self.mix(self.heads(x) + products.flatten(1, 3), cond, numbers), 2)
+        return F.pixel_shuffle(self.mix(x, F.pixel_unshuffle(photo, 2), cond, numbers), 2)
 
     def mix(
         self,
-        corrections:Tensor,  # (B, 12 * K, H/2, W/2)
+        x:Tensor,  # (B, C, H/2, W/2)
+        folded:Tensor,  # (B, 12, H/2, W/2), the photo
         cond:Tensor, numbers:Tensor,
     ) -> Tensor:  # (B, 12, H/2, W/2)
         """The sum of the corrections of those kinds that the diagnosis names; full strength from severity 10
         on."""
         present = (10 * numbers[:, SEVERITIES]).clamp(0, 1)
-        weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))
-        return (corrections.unflatten(1, (-1, 12)) * weight[..., None, None]).sum(1)
+        weight = present[:, :, None] * (1 + self.gate(cond).unflatten(1, (-1, 12)))  # (B, K, 12)
+        if foldable(x, self.heads, self.gains):  # the sum over the kinds comes before the convolution
+            plus, times = self.summed(self.heads, weight[0]), self.summed(self.gains, weight[0])
+            plus, times = F.conv2d(x, *map(torch.cat, zip(plus, times)), padding=1).chunk(2, 1)
+            return torch.addcmul(plus, times, folded)
+        gains = self.gains(x).unflatten(1, (-1, 3))[:, :, :, None]  # (B, K, 3, 1, H/2, W/2)
+        products = (gains * folded.unflatten(1, (3, 4))[:, None]).flatten(2, 3)
+        return ((self.heads(x).unflatten(1, (-1, 12)) + products) * weight[..., None, None]).sum(1)
+
+    @staticmethod
+    def summed(
+        layer:nn.Conv2d,  # with 12 or 3 outputs for each kind
+        weight:Tensor,  # (K, 12) of the kinds
+    ) -> tuple[Tensor, Tensor]:  # kernel (12, C, 3, 3), bias (12,)
+        "What the outputs of the kinds, weighted and added up, come from."
+        each = lambda w: w.unflatten(0, (len(weight), -1)).repeat_interleave(
+            12 * len(weight) // len(w), 1)  # an output for a colour stands for its 2 x 2 pixels
+        add = lambda w: (each(w) * weight.view(*weight.shape, *[1] * (w.ndim - 1))).sum(0)
+        return add(layer.weight), add(layer.bias)
 
 # %% ../nbs/06_nano.ipynb #06-denoiser
 class NanoDenoiser(nn.Module):

@@ -12,6 +12,8 @@ from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
 from rr.nano import BLOCK, BOLD, CAREFUL, TOWER_DEPTHS, TOWER_WIDTHS, WINDOW, NanoRestorerNet, NanoTower, build_nano_reasoner, load_nano_reasoner
 from rr.nano import SHIPPED_RESTORERS, is_nano_restorer, load_nano_restorer, nano_processor, nano_reasoner_config, save_correction, save_nano_reasoner, save_nano_restorer, tower_shape, train_tokenizer
+from rr.restorer import NanoFlowPolicy
+from rr.rl import lora_off, train_lora
 from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
@@ -124,6 +126,24 @@ def correction(net, *findings):
 
 def test_nothing_found_changes_nothing_whatever_the_weights():
     for seed in range(3): assert not correction(random_net(seed)).any()
+
+
+@pytest.mark.parametrize('adapter', [False, True])
+def test_one_photo_takes_the_short_way_to_the_same_correction(adapter):
+    "Factors are folded into the weights where that is allowed: one photo, no gradients, no adapter."
+    net, photo = random_net(), PHOTO[None, :, :64, :64]
+    for w in net.parameters(): w.data *= .5  # a correction of the order of the photo
+    if adapter:
+        policy = train_lora(NanoFlowPolicy(net, None), rank=2)
+        net = policy.module
+        for name, w in net.named_parameters():
+            if 'lora_B' in name: torch.nn.init.normal_(w, std=.3)
+    numbers = diagnosis_vectors([Diagnosis({'fog': Finding(40), 'rain': Finding(6), 'noise': Finding(70)})])
+    long = net(photo, torch.ones(1), photo, numbers=numbers).detach()
+    with torch.no_grad(): short = net(photo, torch.ones(1), photo, numbers=numbers)
+    assert long.abs().max() > .05 and torch.allclose(short, long, atol=1e-5 * float(long.abs().max()))
+    if adapter:  # the comparison means something: the adapter changes the correction
+        with lora_off(net), torch.no_grad(): assert not torch.allclose(net(photo, torch.ones(1), photo, numbers=numbers), long, atol=1e-2)
 
 
 def test_each_kind_has_a_head_of_its_own():
