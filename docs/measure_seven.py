@@ -53,77 +53,59 @@ def answers(reasoners: dict, baselines, image) -> dict:  # who -> severities of 
     return made
 
 
-def error_table(rows: list[dict], condition: str) -> Table:
-    "Mean absolute error by kind, F1 of presence and rank correlation."
-    made, chosen = [], [r for r in rows if r['condition'] == condition]
+def errors(rows: list[dict], condition: str) -> list[dict]:
+    "By reasoner: mean absolute error of each kind, F1 of presence and rank correlation over all kinds; last, what always saying the mean would err by."
+    chosen, made = [r for r in rows if r['condition'] == condition], []
+    each = lambda values: {k: round(float(v), 1) for k, v in zip(SEVEN, values)} | {'together': round(float(np.mean(values)), 1)}
     for label in dict.fromkeys(r['reasoner'] for r in chosen):
-        for key in ('expected', 'written') if label != 'classical' else ('expected',):
-            found = [r for r in chosen if r['reasoner'] == label]
-            said, true = (np.array([r[k] for r in found]) for k in (key, 'true'))
-            errors = np.abs(said - true).mean(0)
-            made.append(
-                dict(reasoner=f'{label}, {key}')
-                | {k: round(float(e), 1) for k, e in zip(SEVEN, errors)}
-                | dict(
-                    together=round(float(errors.mean()), 1),
-                    F1=round(float(f1_score(presence_counts(true, said).sum(1))), 2),
-                    rank=round(rank_correlation(said.ravel(), true.ravel()), 2),
-                )
-            )
-    true = np.array([r['true'] for r in chosen if r['reasoner'] == 'classical'])
-    errors = np.abs(true - true.mean(0)).mean(0)
-    made.append(
-        dict(reasoner='always the mean')
-        | {k: round(float(e), 1) for k, e in zip(SEVEN, errors)}
-        | dict(together=round(float(errors.mean()), 1), F1=None, rank=None)
-    )
-    return Table(made, caption=f'{condition}: mean absolute error of the severity, points (absent = 0)')
+        for key in ('written', 'expected') if label != 'classical' else ('expected',):
+            said, true = (np.array([r[k] for r in chosen if r['reasoner'] == label]) for k in (key, 'true'))
+            f1, rank = f1_score(presence_counts(true, said).sum(1)), rank_correlation(said.ravel(), true.ravel())
+            made.append(dict(reasoner=label, value=key) | each(np.abs(said - true).mean(0)) | dict(F1=round(f1, 2), rank=round(rank, 2)))
+    true = np.array([r['true'] for r in chosen if r['reasoner'] == label])
+    return made + [dict(reasoner='always the mean', value='') | each(np.abs(true - true.mean(0)).mean(0)) | dict(F1=None, rank=None)]
 
 
-def present_table(rows: list[dict]) -> Table:
-    "Of the mixtures of all kinds: mean error where the kind is there, how often it is seen, and how often it is named where it is not."
+def presence(rows: list[dict]) -> list[dict]:
+    "Of the mixtures of seven kinds, as written: error where a kind is there, how often it is seen there, and how often where it is not."
     made = []
     for label in dict.fromkeys(r['reasoner'] for r in rows):
         found = [r for r in rows if r['reasoner'] == label and r['condition'] == 'seven']
         said, true = (np.array([r[k] for r in found]) for k in ('written', 'true'))
         for i, kind in enumerate(SEVEN):
-            there = true[:, i] >= PRESENT
-            absent = true[:, i] == 0
+            there, absent, seen = true[:, i] >= PRESENT, true[:, i] == 0, said[:, i] >= PRESENT
+            error = np.abs(said - true)[there, i].mean()
             made.append(
-                dict(
-                    reasoner=label,
-                    kind=kind,
-                    photos=int(there.sum()),
-                    error=round(float(np.abs(said - true)[there, i].mean()), 1),
-                    seen=round(float((said[there, i] >= PRESENT).mean()), 2),
-                    invented=round(float((said[absent, i] >= PRESENT).mean()), 2),
-                )
+                dict(reasoner=label, kind=kind, photos=int(there.sum()), error=round(float(error), 1))
+                | dict(seen=round(float(seen[there].mean()), 2), invented=round(float(seen[absent].mean()), 2))
             )
-    return Table(made, caption=f'seven: where a kind is there (severity >= {PRESENT}), and where it is not')
+    return made
 
 
-def place_table(rows: list[dict]) -> Table:
-    "How often the place of a damage is named, and named right; beside it, the place that is most common."
+def places(rows: list[dict]) -> list[dict]:
+    "Of the kinds that were found: how often a place is named, how often the right one, and how often the commonest would be."
     made = []
     for label in dict.fromkeys(r['reasoner'] for r in rows if r['reasoner'] != 'classical'):
-        for condition in ('places', 'seven'):
+        for condition, where in (('places', 'in a part of the photo'), ('seven', 'everywhere')):
             found = [r for r in rows if r['reasoner'] == label and r['condition'] == condition]
-            pairs = [(r['places'][k], r['regions'][k]) for r in found for k in r['regions'] if k in r['places']]
+            pairs = [(r['places'][k], place) for r in found for k, place in r['regions'].items() if k in r['places']]
             if not pairs:
                 continue
             true, said = zip(*pairs)
-            common = max(true.count(t) for t in set(true)) / len(true)
+            share = lambda hits: round(sum(hits) / len(pairs), 2)
+            right = share(a == b for a, b in pairs)
             made.append(
-                dict(
-                    reasoner=label,
-                    condition='each in one place' if condition == 'places' else 'everywhere',
-                    found=len(pairs),
-                    place_named=round(sum(map(bool, said)) / len(said), 2),
-                    right=round(sum(a == b for a, b in pairs) / len(pairs), 2),
-                    most_common=round(common, 2),
-                )
+                dict(reasoner=label, damage=where, kinds=len(pairs), named=share(map(bool, said)), right=right)
+                | dict(commonest=share(t == max(set(true), key=true.count) for t in true))
             )
-    return Table(made, caption='places, of the kinds that were found')
+    return made
+
+
+def alarms(rows: list[dict]) -> list[dict]:
+    "By reasoner: share of the undamaged photos that are called damaged, as written."
+    clean = [r for r in rows if r['condition'] == 'clean']
+    share = lambda label: float(np.mean([max(r['written']) >= PRESENT for r in clean if r['reasoner'] == label]))
+    return [dict(reasoner=label, clean_called_damaged=round(share(label), 3)) for label in dict.fromkeys(r['reasoner'] for r in clean)]
 
 
 def main():
@@ -154,13 +136,10 @@ def main():
                     if (label, name, seed, source.name) not in known:
                         rows.add(dict(reasoner=label, condition=name, seed=seed, name=source.name) | truth | said)
     for name in ('seven', 'paper'):
-        if name in a.conditions:
-            print(error_table(rows, name), '\n')
-    clean = [r for r in rows if r['condition'] == 'clean']
-    for label in dict.fromkeys(r['reasoner'] for r in clean):
-        alarms = np.mean([max(r['written']) >= PRESENT for r in clean if r['reasoner'] == label])
-        print(f'{label}: {alarms:.0%} of the clean photos called damaged')
-    print('\n', present_table(rows), '\n\n', place_table(rows))
+        print(Table(errors(rows, name), caption=f'{name}: mean absolute error of the severity, points (absent = 0)'), '\n')
+    print(Table(presence(rows), caption=f'seven: where a kind is there (severity >= {PRESENT}), and where it is not'), '\n')
+    print(Table(places(rows), caption='places, of the kinds that were found'), '\n')
+    print(Table(alarms(rows), caption='undamaged photos'))
 
 
 if __name__ == '__main__':

@@ -353,8 +353,8 @@ def as_stored(
     quiet:Tensor|None=None,  # (3, H, W), the damaged photo without its noise; given, the noise is demosaicked
 ) -> Pair:
     """The pair as files hold it: the damaged photo as JPEG of quality 75 to 99, mostly with half the
-    resolution of colour; at times both photos without colour: green
-    alone, in which noise is as strong as it was; a mean of three channels would weaken it."""
+    resolution of colour; at times both photos without colour: green alone, in which noise is as strong as it
+    was (a mean of three channels would weaken it)."""
     damaged, clean = pair.degraded, pair.clean
     if quiet is not None:
         noise = demosaicked(damaged - quiet)

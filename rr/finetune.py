@@ -29,8 +29,9 @@ from .nano import (
     Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
     nano_reasoner_config)
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
-from .reasoner import (
-    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures)
+from rr.reasoner import (
+    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures,
+    unwrapped)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -438,10 +439,12 @@ def save_adapter(
     base:str,  # name or folder of the model without it, as `Reasoner.from_pretrained` takes it
     kinds:tuple[str, ...]=KINDS,  # what it was taught to quantify
 ):
-    "Write the adapter, so that `Reasoner.from_pretrained(folder)` finds its base again."
-    folder = Path(folder)
+    """Write the adapter, so that `Reasoner.from_pretrained(folder)` finds its base again; that of a nano
+    reasoner in half precision."""
+    folder, state = Path(folder), model.state_dict()
+    if isinstance(unwrapped(model).model.visual, NanoTower): state = {k: v.half() for k, v in state.items()}
     model.peft_config['default'].base_model_name_or_path = str(base)
-    model.save_pretrained(folder, save_embedding_layers=False)  # they are not trained
+    model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # they are not trained
     with atomic_path(folder/'kinds.json', overwrite=True) as path:
         path.write_text(json.dumps(list(kinds)) + '\n')
 
