@@ -394,6 +394,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.finetune.TowerTraining': ('finetune.html#towertraining', 'rr/finetune.py'),
                              'rr.finetune.add_adapter': ('finetune.html#add_adapter', 'rr/finetune.py'),
                              'rr.finetune.answer_start': ('finetune.html#answer_start', 'rr/finetune.py'),
+                             'rr.finetune.begin_with': ('finetune.html#begin_with', 'rr/finetune.py'),
                              'rr.finetune.build_parser': ('finetune.html#build_parser', 'rr/finetune.py'),
                              'rr.finetune.change_eyes': ('finetune.html#change_eyes', 'rr/finetune.py'),
                              'rr.finetune.change_words': ('finetune.html#change_words', 'rr/finetune.py'),

@@ -7,9 +7,9 @@ __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_column
            'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'freeze_words',
-           'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'prompt_for', 'teach', 'save_memory',
-           'kept_for_backward', 'training_memory', 'short_side', 'streams_of_sizes', 'run_trainer', 'change_eyes',
-           'change_words', 'rehearse', 'train_words', 'build_parser', 'main']
+           'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'prompt_for', 'begin_with', 'teach',
+           'save_memory', 'kept_for_backward', 'training_memory', 'short_side', 'streams_of_sizes', 'run_trainer',
+           'change_eyes', 'change_words', 'rehearse', 'train_words', 'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, copy, itertools, json, math, os, time, warnings
@@ -29,9 +29,9 @@ from .nano import (
     Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
     nano_reasoner_config)
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
-from rr.reasoner import (
+from .reasoner import (
     SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures,
-    unwrapped)
+    reasoner_folder, unwrapped)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -409,8 +409,9 @@ def freeze_words(model):
 
 # %% ../nbs/08_finetune.ipynb #08-047
 LANGUAGE_LAYERS = r'.*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)'
-VISION_LAYERS = (  # of Qwen3-VL's own tower and of the nano one
-    r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02])')
+VISION_LAYERS = (  # of Qwen3-VL's own tower and of the nano one, with the convolutions of its blocks
+    r'.*visual.*\.(qkv|proj|linear_fc1|linear_fc2|project|summary|spectrum\.[02]|gist\.mlp\.[02]'
+    r'|body\.\d+\.conv[12])')
 
 @contextmanager
 def old_names():
@@ -470,6 +471,16 @@ def prompt_for(
     lists_kinds = prompt.question == full_question(known)
     return replace(prompt, question=full_question(kinds)) if lists_kinds else prompt
 
+def begin_with(
+    model,  # as `add_adapter` returns it
+    folder:Path|str,  # of an adapter
+):
+    "Take over the weights of an adapter, where it has any."
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+    weights = load_file(reasoner_folder(folder)/'adapter_model.safetensors')
+    set_peft_model_state_dict(model, {k: v.float() for k, v in weights.items()})
+
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter
     streams:list[PairStream],  # what to learn from
@@ -479,6 +490,7 @@ def teach(
     steps:int=200,
     batch:int=8,  # photos in an update, in each process
     rank:int=16, alpha:float|None=None, vision:bool=False,  # as for `add_adapter`
+    start:Path|str|None=None,  # an adapter of the same rank to begin with; layers that it lacks begin at zero
     learning_rate:float=5e-4,
     opening_share:float=0., severity_weight:float|None=None,  # as for `ChatCollator`
     **settings,  # of `TrainingArguments`: gradient_checkpointing, gradient_accumulation_steps, bf16, ...
@@ -487,6 +499,7 @@ def teach(
     folder, kinds = Path(folder), tuple(kinds or reasoner.kinds)
     model = (reasoner.model if hasattr(reasoner.model, 'peft_config')
              else add_adapter(reasoner.model, rank, alpha, vision))
+    if start: begin_with(model, start)
     if settings.get('gradient_checkpointing'): model.enable_input_require_grads()
     prompt = prompt_for(reasoner.prompt, reasoner.kinds, kinds)
     collator = ChatCollator(reasoner.processor, reasoner.views, prompt, opening_share=opening_share,
@@ -694,7 +707,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--captions', type=Path, help='JSON lines of scene descriptions')
     p.add_argument('--held-out', type=Path, help='folder of photos to report errors on')
     p.add_argument('--start', type=Path,
-                   help='go on from these weights: a tower.pt for the tower, a folder for the words')
+                   help='go on from these weights: a tower.pt for the tower, a folder for the words, '
+                        'an adapter of the same rank for lora')
     p.add_argument('--tower', type=Path,
                    help='words, with --start: a tower.pt that takes the place of the tower there')
     p.add_argument('--new-words', action='store_true',
@@ -757,7 +771,7 @@ def main(args:list[str]|None=None):
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
         teach(reasoner, streams, a.out, a.base, kinds, steps=a.steps, batch=a.batch, rank=a.rank,
-              vision=a.vision, learning_rate=a.learning_rate, opening_share=a.opening_share,
+              vision=a.vision, start=a.start, learning_rate=a.learning_rate, opening_share=a.opening_share,
               severity_weight=a.severity_weight, gradient_checkpointing=a.gradient_checkpointing,
               dataloader_num_workers=a.workers)
         return

@@ -92,6 +92,17 @@ def test_teaching_resumes_where_it_was(nano_folder, tmp_path):
     assert [p.name for p in tmp_path.glob('checkpoint-*')] == ['checkpoint-4'] and steps[-1]['step'] == 4
 
 
+def test_an_adapter_begins_where_a_smaller_one_ended(nano_folder, tmp_path, vignette):
+    run = lambda name, rate, **options: teach(
+        Reasoner.from_pretrained(nano_folder), streams(kinds=vignette), tmp_path / name, nano_folder, vignette, steps=2, batch=2, rank=2, learning_rate=rate, **options)
+    first = run('a', 3e-2)
+    second = run('b', 0., start=tmp_path / 'a', vision=True)
+    lora = [n for n, p in second.model.named_parameters() if p.requires_grad]
+    assert any('visual.body' in n and 'conv1' in n for n in lora) and not any('visual' in n for n, p in first.model.named_parameters() if p.requires_grad)
+    assert torch.allclose(first.severity(PHOTO), second.severity(PHOTO), atol=.1)  # the file is in half precision
+    assert (second.severity(PHOTO) - run('c', 0., vision=True).severity(PHOTO)).abs().max() > .2
+
+
 @pytest.mark.parametrize('vision', [False, True])
 def test_adapter_of_qwen_through_the_same_lines(tmp_path, vision):
     reasoner = Reasoner(tiny_model(spread=.05), tiny_processor(), SHORT_PROMPT)
