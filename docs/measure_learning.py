@@ -57,7 +57,7 @@ def main():
     p.add_argument('photos', type=Path, help='folder of clean photos to learn from')
     p.add_argument('held_out', type=Path, nargs='+', help='folders of clean photos to report errors on')
     p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos, or tables of photos, to leave out')
-    p.add_argument('--updates', type=int, default=400)
+    p.add_argument('--updates', type=int, default=300)
     p.add_argument('--seeds', type=int, nargs='+', default=(0, 1))
     p.add_argument('--work', type=Path, required=True, help='folder for the states of the towers')
     p.add_argument('--out', type=Path, required=True)

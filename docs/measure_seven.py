@@ -1,6 +1,6 @@
 """How well does `nano-seven` diagnose the kinds beyond the paper's four, and places? python docs/measure_seven.py Kodak24 McMaster --out docs/measured/seven.jsonl
 
-Every photo under several conditions: one to four of all seven kinds (three draws), one to four of the paper's four, as in `rr.evaluate`; one or two kinds, each in a part of the
+Every photo under several conditions: one to four of all seven kinds (two draws), one to four of the paper's four, as in `rr.evaluate`; one or two kinds, each in a part of the
 photo; undamaged. Asked are the reasoner of the four kinds, which cannot name the others, that of seven, and classical estimators, fitted on the bundled photos. With
 --reasoners other weights; records that are there already are kept."""
 
@@ -19,9 +19,9 @@ from rr.reasoner import Reasoner
 from rr.severity import Table
 
 CONDITIONS = {  # recipe, how many draws for each photo
-    'seven': (Recipe(SEVEN, max_kinds=4), 3),
+    'seven': (Recipe(SEVEN, max_kinds=4), 2),
     'paper': (Recipe(PAPER_KINDS, max_kinds=4), 1),
-    'places': (Recipe(SEVEN, max_kinds=2, region_share=1.0), 2),
+    'places': (Recipe(SEVEN, max_kinds=2, region_share=1.0), 1),
     'clean': (Recipe(clean_share=1.0), 1),
 }
 

@@ -6,7 +6,7 @@ notebook; they are computed from the records in docs/measured."""
 import json, sys
 from pathlib import Path
 
-import measure_chains, measure_grid, measure_peers, measure_steps, measure_stored
+import measure_chains, measure_grid, measure_learning, measure_peers, measure_seven, measure_steps, measure_stored
 
 MEASURED, RECORDED = Path(__file__).parent / 'measured', Path(__file__).parents[1] / 'rr/assets/recorded'
 
@@ -23,6 +23,16 @@ def chains() -> dict:
             for f in dict.fromkeys(r['family'] for r in rows)
             for r in measure_chains.summary([r for r in rows if r['family'] == f])
         ]
+    )
+
+
+def seven() -> dict:
+    rows = read('seven')
+    return dict(
+        rows=[dict(condition=c) | r for c in ('seven', 'paper') for r in measure_seven.errors(rows, c)],
+        presence=measure_seven.presence(rows),
+        places=measure_seven.places(rows),
+        clean=measure_seven.alarms(rows),
     )
 
 
@@ -50,6 +60,11 @@ MADE = dict(
         'python docs/measure_stored.py Kodak24 McMaster --out docs/measured/stored.jsonl; before and after, with earlier weights, '
         'the same with --reasoner FOLDER --label before and --label after',
         lambda: dict(rows=measure_stored.summary(read('stored'))),
+    ),
+    seven=('python docs/measure_seven.py Kodak24 McMaster --out docs/measured/seven.jsonl', seven),
+    learning=(
+        'python docs/measure_learning.py PHOTOS Kodak24 McMaster --exclude LEFT_OUT --updates 300 --work FOLDER --threads 1 --out docs/measured/learning.jsonl',
+        lambda: dict(rows=read('learning')),
     ),
 )
 

@@ -679,6 +679,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.reasoner.measure': ('reasoner.html#measure', 'rr/reasoner.py'),
                              'rr.reasoner.median': ('reasoner.html#median', 'rr/reasoner.py'),
                              'rr.reasoner.memory_needed': ('reasoner.html#memory_needed', 'rr/reasoner.py'),
+                             'rr.reasoner.merge_layers': ('reasoner.html#merge_layers', 'rr/reasoner.py'),
                              'rr.reasoner.model_inputs': ('reasoner.html#model_inputs', 'rr/reasoner.py'),
                              'rr.reasoner.most_probable': ('reasoner.html#most_probable', 'rr/reasoner.py'),
                              'rr.reasoner.one_line': ('reasoner.html#one_line', 'rr/reasoner.py'),

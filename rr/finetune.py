@@ -31,7 +31,7 @@ from .nano import (
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
 from .reasoner import (
     SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures,
-    reasoner_folder, unwrapped)
+    merge_layers, reasoner_folder, unwrapped)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -499,6 +499,7 @@ def teach(
     folder, kinds = Path(folder), tuple(kinds or reasoner.kinds)
     model = (reasoner.model if hasattr(reasoner.model, 'peft_config')
              else add_adapter(reasoner.model, rank, alpha, vision))
+    merge_layers(model, False)
     if start: begin_with(model, start)
     if settings.get('gradient_checkpointing'): model.enable_input_require_grads()
     prompt = prompt_for(reasoner.prompt, reasoner.kinds, kinds)
