@@ -6,7 +6,7 @@ notebook; they are computed from the records in docs/measured."""
 import json, sys
 from pathlib import Path
 
-import measure_chains, measure_grid, measure_learning, measure_peers, measure_seven, measure_steps, measure_stored
+import measure_chains, measure_grid, measure_peers, measure_seven, measure_steps, measure_stored
 
 MEASURED, RECORDED = Path(__file__).parent / 'measured', Path(__file__).parents[1] / 'rr/assets/recorded'
 
@@ -62,10 +62,6 @@ MADE = dict(
         lambda: dict(rows=measure_stored.summary(read('stored'))),
     ),
     seven=('python docs/measure_seven.py Kodak24 McMaster --out docs/measured/seven.jsonl', seven),
-    learning=(
-        'python docs/measure_learning.py PHOTOS Kodak24 McMaster --exclude LEFT_OUT --updates 300 --work FOLDER --threads 1 --out docs/measured/learning.jsonl',
-        lambda: dict(rows=read('learning')),
-    ),
 )
 
 

@@ -45,7 +45,8 @@ def _add_common(parser:argparse.ArgumentParser, models:bool=True):
     parser.add_argument('--json', action='store_true', help='one JSON object a photo on standard output')
     parser.add_argument('--seed', type=at_least(0), default=0, help='of every random draw (default 0)')
     if not models: return
-    parser.add_argument('--reasoner', default='nano', metavar='NAME', help=WHICH_MODEL)
+    parser.add_argument('--reasoner', default='nano', metavar='NAME',
+                        help=f'{WHICH_MODEL}; nano-seven also knows snow, low light and JPEG')
     parser.add_argument('--quantize', choices=['4bit'], help='load a Qwen model with 4-bit weights')
 
 def _add_restorer(parser:argparse.ArgumentParser):

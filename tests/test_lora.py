@@ -1,4 +1,5 @@
 "An adapter on a reasoner of either size: trained, saved, loaded, merged, on one process and on two; and its shape at full size."
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from rr.core import seeded
-from rr.data import PairStream, Recipe, clean_photos
-from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, register, to_linear, to_srgb
-from rr.diagnosis import Diagnosis, Finding, Scene
+from rr.core import asset, bundled_photos, read_photo, seeded
+from rr.data import SEVEN, PairStream, Recipe, clean_photos
+from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, degrade, register, to_linear, to_srgb
+from rr.diagnosis import Diagnosis, Finding, Scene, parse_cot
 from rr.finetune import ChatCollator, add_adapter, kept_for_backward, main, merge_adapter, sample_texts, prompt_for, save_adapter, save_memory, teach, training_memory
 from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
-from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, full_question, is_nano, model_inputs, qwen_config, with_examples
+from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, full_question, is_nano, merge_layers, model_inputs, qwen_config, with_examples
 from tiny_qwen import tiny_model, tiny_processor
 
 PHOTOS = Path(__file__).parents[1] / 'rr/assets/photos'
@@ -147,6 +148,26 @@ def test_other_kinds_as_a_command(nano_folder, tmp_path):
     assert taught.kinds == ('fog', 'snow', 'noise') and is_nano(str(tmp_path))
     assert taught.threshold == Reasoner.from_pretrained(nano_folder).threshold
     assert list(taught.reply(PHOTO)[0].diagnosis.severities(taught.kinds)) == ['fog', 'snow', 'noise']
+
+
+def test_the_shipped_adapter_belongs_to_the_shipped_weights():
+    digest = hashlib.sha256((asset('nano-reasoner') / 'model.safetensors').read_bytes()).hexdigest()
+    assert digest[:16] in (asset('nano-reasoner-seven') / 'README.md').read_text(), 'other weights below: train the adapter again'
+
+
+def test_the_shipped_adapter_sees_what_the_weights_below_it_do_not():
+    seven, four = Reasoner.from_pretrained('nano-seven'), Reasoner.from_pretrained('nano')
+    assert seven.kinds == SEVEN == tuple(DEGRADATIONS) and is_nano('nano-seven') and four.kinds == KINDS
+    clean = read_photo(bundled_photos()['coffee']).image[:, :360, :480]
+    quiet = seven.severity(clean)[0]
+    for kind in set(SEVEN) - set(KINDS):
+        damaged = degrade(clean, {kind: 70}, seed=2).image
+        said = seven.severity(damaged)[0][SEVEN.index(kind)]
+        assert said > 40 and said > quiet[SEVEN.index(kind)] + 30, kind
+        reply, = seven.reply(damaged)
+        assert kind in reply.diagnosis.present and reply.diagnosis == parse_cot(reply.text).diagnosis and not reply.repairs
+    merge_layers(seven.model, False)  # what is added to the weights is what the adapter says
+    assert torch.allclose(seven.severity(clean)[0], quiet, atol=.05)
 
 
 @pytest.mark.parametrize('words,says', [
