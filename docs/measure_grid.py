@@ -67,8 +67,8 @@ ARMS = {
 class OpenNet(NanoRestorerNet):
     "The same network without numbers: all heads are open, for nobody says which are needed."
 
-    def mix(self, corrections, cond, numbers):
-        return super().mix(corrections, cond, torch.ones_like(numbers))
+    def mix(self, x, folded, cond, numbers):
+        return super().mix(x, folded, cond, torch.ones_like(numbers))
 
 
 def new_net(arm: Arm) -> NanoRestorerNet:

@@ -455,7 +455,7 @@ def merge_adapter(
 ):
     "Add an adapter to the weights of its base, and save the sum."
     from peft import PeftModel
-    folder, out = Path(folder), Path(out)
+    folder, out = reasoner_folder(folder), Path(out)
     base, kinds = Reasoner.from_pretrained(adapter_base(str(folder))), adapter_kinds(str(folder))
     model = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
     if isinstance(model.model.visual, NanoTower): save_nano_reasoner(model, base.processor, out)
@@ -475,11 +475,13 @@ def begin_with(
     model,  # as `add_adapter` returns it
     folder:Path|str,  # of an adapter
 ):
-    "Take over the weights of an adapter, where it has any."
+    "Take over the weights of an adapter, where it has any. `ValueError` for one of another rank."
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
     weights = load_file(reasoner_folder(folder)/'adapter_model.safetensors')
-    set_peft_model_state_dict(model, {k: v.float() for k, v in weights.items()})
+    try: set_peft_model_state_dict(model, {k: v.float() for k, v in weights.items()})
+    except RuntimeError as e:
+        raise ValueError(f'{folder}: an adapter of another rank, or for another model') from e
 
 def teach(
     reasoner:Reasoner,  # of any size, with or without an adapter

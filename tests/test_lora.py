@@ -12,7 +12,7 @@ from rr.core import asset, bundled_photos, read_photo, seeded
 from rr.data import SEVEN, PairStream, Recipe, clean_photos
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, degrade, register, to_linear, to_srgb
 from rr.diagnosis import Diagnosis, Finding, Scene, parse_cot
-from rr.finetune import ChatCollator, add_adapter, kept_for_backward, main, merge_adapter, sample_texts, prompt_for, save_adapter, save_memory, teach, training_memory
+from rr.finetune import ChatCollator, add_adapter, begin_with, kept_for_backward, main, merge_adapter, sample_texts, prompt_for, save_adapter, save_memory, teach, training_memory
 from rr.nano import build_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
 from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, full_question, is_nano, merge_layers, model_inputs, qwen_config, with_examples
 from tiny_qwen import tiny_model, tiny_processor
@@ -102,6 +102,7 @@ def test_an_adapter_begins_where_a_smaller_one_ended(nano_folder, tmp_path, vign
     assert any('visual.body' in n and 'conv1' in n for n in lora) and not any('visual' in n for n, p in first.model.named_parameters() if p.requires_grad)
     assert torch.allclose(first.severity(PHOTO), second.severity(PHOTO), atol=.1)  # the file is in half precision
     assert (second.severity(PHOTO) - run('c', 0., vision=True).severity(PHOTO)).abs().max() > .2
+    with pytest.raises(ValueError, match='another rank'): begin_with(add_adapter(Reasoner.from_pretrained(nano_folder).model, 3), tmp_path / 'a')
 
 
 @pytest.mark.parametrize('vision', [False, True])
@@ -155,7 +156,7 @@ def test_the_shipped_adapter_belongs_to_the_shipped_weights():
     assert digest[:16] in (asset('nano-reasoner-seven') / 'README.md').read_text(), 'other weights below: train the adapter again'
 
 
-def test_the_shipped_adapter_sees_what_the_weights_below_it_do_not():
+def test_the_shipped_adapter_sees_what_the_weights_below_it_do_not(tmp_path):
     seven, four = Reasoner.from_pretrained('nano-seven'), Reasoner.from_pretrained('nano')
     assert seven.kinds == SEVEN == tuple(DEGRADATIONS) and is_nano('nano-seven') and four.kinds == KINDS
     clean = read_photo(bundled_photos()['coffee']).image[:, :360, :480]
@@ -166,6 +167,8 @@ def test_the_shipped_adapter_sees_what_the_weights_below_it_do_not():
         assert said > 40 and said > quiet[SEVEN.index(kind)] + 30, kind
         reply, = seven.reply(damaged)
         assert kind in reply.diagnosis.present and reply.diagnosis == parse_cot(reply.text).diagnosis and not reply.repairs
+    merge_adapter('nano-seven', tmp_path / 'merged')
+    assert torch.allclose(Reasoner.from_pretrained(tmp_path / 'merged').severity(clean)[0], quiet, atol=.5)  # half precision
     merge_layers(seven.model, False)  # what is added to the weights is what the adapter says
     assert torch.allclose(seven.severity(clean)[0], quiet, atol=.05)
 
