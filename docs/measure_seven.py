@@ -36,21 +36,26 @@ def damaged(source, recipe: Recipe, seed: int) -> Pair:
     return make_pair(clean, severities, pair_seed, source.name, None, depth, recipe.regions(severities, depth, g))
 
 
-def answers(reasoners: dict, baselines, image) -> dict:  # who -> severities of SEVEN, expected and written, and regions
-    "What everybody says about one photo."
-    classical = [round(baselines.classical(image)[k], 2) for k in SEVEN]
-    made = {'classical': dict(expected=classical, written=classical, regions={})}
-    for label, reasoner in reasoners.items():
+def asked(reasoner: Reasoner):  # image -> severities of SEVEN, expected and written, regions, seconds
+    "What a reasoner says about a photo, as a function."
+
+    def ask(image):
         reply = reasoner.reply([image])[0]
-        at = {k: round(float(s), 2) for k, s in zip(reply.kinds, reply.severity)}
-        found = reply.diagnosis.findings
-        made[label] = dict(
+        at, found = {k: round(float(s), 2) for k, s in zip(reply.kinds, reply.severity)}, reply.diagnosis.findings
+        return dict(
             expected=[at.get(k, 0.0) for k in SEVEN],
-            written=[found[k].severity if k in found else 0 for k in SEVEN],
+            written=[reply.diagnosis.severity(k) for k in SEVEN],
             regions={k: f.region for k, f in found.items()},
             seconds=round(reply.seconds, 3),
         )
-    return made
+
+    return ask
+
+
+def estimated(image, baselines) -> dict:
+    "What classical estimators say about a photo, in the same form."
+    found = [round(baselines.classical(image)[k], 2) for k in SEVEN]
+    return dict(expected=found, written=found, regions={})
 
 
 def errors(rows: list[dict], condition: str) -> list[dict]:
@@ -71,6 +76,8 @@ def presence(rows: list[dict]) -> list[dict]:
     made = []
     for label in dict.fromkeys(r['reasoner'] for r in rows):
         found = [r for r in rows if r['reasoner'] == label and r['condition'] == 'seven']
+        if not found:
+            continue
         said, true = (np.array([r[k] for r in found]) for k in ('written', 'true'))
         for i, kind in enumerate(SEVEN):
             there, absent, seen = true[:, i] >= PRESENT, true[:, i] == 0, said[:, i] >= PRESENT
@@ -119,23 +126,25 @@ def main():
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
-    named = dict((*r.split('=', 1), r)[:2][::-1] for r in a.reasoners)
-    reasoners = {label: Reasoner.from_pretrained(name) for label, name in named.items()}
-    rows, baselines = Kept(a.out), fit_baselines(recipe=CONDITIONS['seven'][0])
+    baselines = fit_baselines(recipe=CONDITIONS['seven'][0])
+    askers = {'classical': lambda image: estimated(image, baselines)}
+    for name, _, label in (r.partition('=') for r in a.reasoners):
+        askers[label or name] = asked(Reasoner.from_pretrained(name))
+    rows = Kept(a.out)
     known = {(r['reasoner'], r['condition'], r['seed'], r['name']) for r in rows}
-    for name in a.conditions:
-        recipe, draws = CONDITIONS[name]
-        for seed in range(draws):
-            for source in evaluation_photos(a.photos)[:: a.every]:
-                asked = {k: v for k, v in reasoners.items() if (k, name, seed, source.name) not in known}
-                if not asked and ('classical', name, seed, source.name) in known:
-                    continue
-                pair = damaged(source, recipe, seed)
-                truth = dict(true=[pair.diagnosis.severity(k) for k in SEVEN], places={k: f.region for k, f in pair.diagnosis.findings.items()})
-                for label, said in answers(asked, baselines, pair.degraded).items():
-                    if (label, name, seed, source.name) not in known:
-                        rows.add(dict(reasoner=label, condition=name, seed=seed, name=source.name) | truth | said)
-    for name in ('seven', 'paper'):
+    photos = evaluation_photos(a.photos)[:: a.every]
+    for condition, seed in ((c, seed) for c in a.conditions for seed in range(CONDITIONS[c][1])):
+        for source in photos:
+            missing = [k for k in askers if (k, condition, seed, source.name) not in known]
+            if not missing:
+                continue
+            pair = damaged(source, CONDITIONS[condition][0], seed)
+            true = [pair.diagnosis.severity(k) for k in SEVEN]
+            about = dict(condition=condition, seed=seed, name=source.name, true=true)
+            about['places'] = {k: f.region for k, f in pair.diagnosis.findings.items()}
+            for label in missing:
+                rows.add(dict(reasoner=label) | about | askers[label](pair.degraded))
+    for name in [c for c in ('seven', 'paper') if c in a.conditions]:
         print(Table(errors(rows, name), caption=f'{name}: mean absolute error of the severity, points (absent = 0)'), '\n')
     print(Table(presence(rows), caption=f'seven: where a kind is there (severity >= {PRESENT}), and where it is not'), '\n')
     print(Table(places(rows), caption='places, of the kinds that were found'), '\n')

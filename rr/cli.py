@@ -240,9 +240,10 @@ def run_diagnose(args) -> int:
         reply = reasoner().reply([photo.image])[0]
         if reply.error: raise ValueError(f'no diagnosis in what the reasoner wrote ({reply.error})')
         d = reply.diagnosis
-        record = dict(input=path, severity=d.severities(), present=list(d.present),
+        severities = d.severities(reply.kinds)
+        record = dict(input=path, severity=severities, present=list(d.present),
                       parameters={k: f.parameters for k, f in d.findings.items()}, cot=reply.text)
-        return record, f'{path}\n{bars(d.severities())}\n\n{printable(reply.text)}\n'
+        return record, f'{path}\n{bars(severities)}\n\n{printable(reply.text)}\n'
     return for_each(args.photos, work, args.json)
 
 # %% ../nbs/16_cli.ipynb #16-032

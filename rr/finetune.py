@@ -28,10 +28,10 @@ from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vecto
 from .nano import (
     Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
     nano_reasoner_config)
-from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape
+from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape, weights_mark
 from .reasoner import (
     SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures,
-    merge_layers, reasoner_folder, unwrapped)
+    reasoner_folder, unwrapped)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -441,9 +441,15 @@ def save_adapter(
     kinds:tuple[str, ...]=KINDS,  # what it was taught to quantify
 ):
     """Write the adapter, so that `Reasoner.from_pretrained(folder)` finds its base again; that of a nano
-    reasoner in half precision."""
+    reasoner in half precision, with a fingerprint of the weights that it belongs to."""
     folder, state = Path(folder), model.state_dict()
-    if isinstance(unwrapped(model).model.visual, NanoTower): state = {k: v.half() for k, v in state.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(unwrapped(model).model.visual, NanoTower):
+        below = {k.replace('.base_layer.', '.'): v for k, v in unwrapped(model).state_dict().items()
+                 if '.lora_' not in k}
+        with atomic_path(folder/'base.json', overwrite=True) as path:
+            path.write_text(json.dumps(dict(mark=weights_mark(below))) + '\n')
+        state = {k: v.half() for k, v in state.items()}
     model.peft_config['default'].base_model_name_or_path = str(base)
     model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # they are not trained
     with atomic_path(folder/'kinds.json', overwrite=True) as path:
@@ -501,7 +507,6 @@ def teach(
     folder, kinds = Path(folder), tuple(kinds or reasoner.kinds)
     model = (reasoner.model if hasattr(reasoner.model, 'peft_config')
              else add_adapter(reasoner.model, rank, alpha, vision))
-    merge_layers(model, False)
     if start: begin_with(model, start)
     if settings.get('gradient_checkpointing'): model.enable_input_require_grads()
     prompt = prompt_for(reasoner.prompt, reasoner.kinds, kinds)

@@ -867,10 +867,12 @@ def _load_net(cls, folder:Path):
     return net.eval()
 
 # %% ../nbs/06_nano.ipynb #06-085
-def weights_mark(net:NanoRestorerNet) -> str:
-    "A fingerprint of the weights in half precision, as they are saved."
+def weights_mark(
+    weights:dict[str, Tensor],  # a `state_dict`
+) -> str:
+    "A fingerprint of weights in half precision, as they are saved."
     digest = hashlib.sha256()
-    for name, value in net.state_dict().items():
+    for name, value in weights.items():
         digest.update(name.encode() + value.detach().cpu().half().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -895,7 +897,7 @@ def save_correction(
         factors[f'{key}.up'], factors[f'{key}.down'] = u[:, :rank] * scale, scale[:, None] * v[:rank]
     folder.mkdir(parents=True, exist_ok=True)
     (folder/'config.json').write_text(
-        json.dumps(dict(corrects=name, mark=weights_mark(base)), indent=1) + '\n')
+        json.dumps(dict(corrects=name, mark=weights_mark(base.state_dict())), indent=1) + '\n')
     save_file({k: v.half().contiguous() for k, v in factors.items()}, folder/'correction.safetensors')
 
 # %% ../nbs/06_nano.ipynb #06-089
@@ -909,7 +911,7 @@ def corrected(
     folder = Path(folder)
     config = json.loads((folder/'config.json').read_text())
     net = load_nano_restorer(config['corrects'])
-    if weights_mark(net) != config['mark']:
+    if weights_mark(net.state_dict()) != config['mark']:
         raise ValueError(f'{folder}: this correction was made for other weights '
                          f'than those of {config["corrects"]}')
     weights, factors = net.state_dict(), load_file(folder/'correction.safetensors')

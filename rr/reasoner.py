@@ -12,7 +12,7 @@ __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT'
            'padded', 'subset_probabilities', 'most_probable', 'severities_given', 'severity_if_named',
            'severity_and_on', 'measure', 'Reply', 'read_reply', 'to_replies', 'memory_needed', 'free_memory',
            'check_memory', 'quantization', 'qwen_config', 'one_line', 'check_folder', 'hub_reachable', 'fetch',
-           'load_qwen', 'reasoner_folder', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano', 'merge_layers',
+           'load_qwen', 'reasoner_folder', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano', 'with_adapter',
            'load_reasoner', 'Reasoner', 'severity_with_gradient']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
@@ -35,7 +35,7 @@ from torch import Tensor
 from .core import asset, autocast, pick_device, to_tensor
 from .degrade import DEGRADATIONS, KINDS, Parameter
 from .diagnosis import CoTError, Diagnosis, Finding, Scene, parse_cot
-from .nano import load_nano_reasoner, nano_views
+from .nano import load_nano_reasoner, nano_views, weights_mark
 
 # %% ../nbs/07_reasoner.ipynb #07-003
 class ReasonerError(RuntimeError):
@@ -870,15 +870,16 @@ def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # mod
     except Exception as e: raise ReasonerError(f'the nano reasoner cannot be loaded: {one_line(e)}') from e
     return model.to(device, dtype), processor
 
-def merge_layers(
-    model,  # with an adapter in it
-    merged:bool = True,  # False: take them out again, to train on
-):
-    "Add the corrections of an adapter to the weights: the same answers in less time."
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    for layer in model.modules():
-        if isinstance(layer, BaseTunerLayer) and bool(layer.merged) != merged:
-            layer.merge() if merged else layer.unmerge()
+def with_adapter(
+    model,  # a nano reasoner
+    folder:Path,  # of an adapter
+):  # a model of the same class
+    "Add the corrections of an adapter to the weights; `ValueError` where they were learnt on other weights."
+    from peft import PeftModel
+    mark = folder / 'base.json'
+    if mark.is_file() and json.loads(mark.read_text())['mark'] != weights_mark(model.state_dict()):
+        raise ValueError('it was trained on other weights than these')
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 def load_reasoner(
     cls,
@@ -898,10 +899,10 @@ def load_reasoner(
         raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
     if small: model, processor = load_nano(source, device, dtype or torch.float32)
     else: model, processor = load_qwen(source, device, dtype or torch.bfloat16, quantize)
-    if base:
-        add = lambda folder, **_: model.load_adapter(folder)
-        fetch('adapter', str(reasoner_folder(name)), add, offline=True)
-        if small: merge_layers(model)
+    folder = reasoner_folder(name)
+    if base and small:
+        model = fetch('adapter', str(folder), lambda *_, **__: with_adapter(model, folder), offline=True)
+    elif base: fetch('adapter', str(folder), lambda f, **_: model.load_adapter(f), offline=True)
     if small: return cls(model, processor, SHORT_PROMPT, nano_views, kinds=kinds, threshold=SURE)
     p = processor.image_processor
     p.size = {'shortest_edge': min_pixels or p.size['shortest_edge'],

@@ -308,7 +308,8 @@ def restoration_html(
     longest:int, # pixels of the photos' longer side, at most
 )->str:
     "The body of a trace: photos, bars, stages, repairs."
-    outcome = 'nothing was wrong: returned untouched' if trace.untouched else 'restored'
+    wrong = 'was wrong' if trace.before.is_clean else 'that this restorer repairs'
+    outcome = f'nothing {wrong}: returned untouched' if trace.untouched else 'restored'
     photos = [figure_html(photo, caption, trace.name, longest)
               for photo, caption in ((trace.photo, 'as it came in'), (trace.restored, outcome))]
     edited = '<p class="note">The diagnosis was edited before restoration.</p>' if trace.edited else ''

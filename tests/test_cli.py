@@ -166,6 +166,10 @@ def test_diagnose_as_json_and_as_text(photos):
     assert parse_cot(record['cot']).diagnosis.severities() == record['severity']
     text = rr_command('diagnose', damaged_photo(), timeout=1200)
     assert text.returncode == 0 and '1. Identify' in text.stdout and 'fog' in text.stdout
+    from rr.degrade import DEGRADATIONS
+
+    seven = rr_command('diagnose', damaged_photo(), '--reasoner', 'nano-seven', '--json', timeout=1200)
+    assert list(json.loads(seven.stdout)['severity']) == list(DEGRADATIONS) and 'Loading' not in seven.stderr
 
 
 def test_evaluate_prints_a_table_and_keeps_its_records(tmp_path, photos):

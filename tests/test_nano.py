@@ -12,9 +12,9 @@ from rr.diagnosis import Diagnosis, Finding, diagnosis_vector, diagnosis_vectors
 from rr.finetune import sample_diagnosis
 from rr.nano import BLOCK, BOLD, CAREFUL, TOWER_DEPTHS, TOWER_WIDTHS, WINDOW, NanoRestorerNet, NanoTower, build_nano_reasoner, load_nano_reasoner
 from rr.nano import SHIPPED_RESTORERS, is_nano_restorer, load_nano_restorer, nano_processor, nano_reasoner_config, save_correction, save_nano_reasoner, save_nano_restorer, tower_shape, train_tokenizer
+from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 from rr.restorer import NanoFlowPolicy
 from rr.rl import lora_off, train_lora
-from rr.nano import row_median, block_spectra, glance_at, tone_statistics, first_guesses, nano_views, read_blur, seamless, wiener, windows_of
 
 PHOTO = read_photo(bundled_photos()['coffee']).image[:, 100:292, 200:392]
 

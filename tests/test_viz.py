@@ -112,7 +112,8 @@ def test_trace_page_is_self_contained():
     assert 'fog before 50 of 100' in labels and 'fog after 0 of 100' in labels
 
 def test_untouched_and_edited_are_said():
-    assert 'returned untouched' in trace_page(restoration(untouched=True)) and 'edited' in trace_page(restoration(edited=True))
+    assert 'nothing was wrong: returned untouched' in trace_page(restoration(untouched=True, before=Diagnosis()))
+    assert 'nothing that this restorer repairs: returned untouched' in trace_page(restoration(untouched=True)) and 'edited' in trace_page(restoration(edited=True))
     assert 'untouched' not in trace_page(restoration())
 
 def test_a_fragment_for_every_kind_of_trace():
