@@ -6,14 +6,14 @@
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'QWEN_SHAPES',
            'SHIPPED_ADAPTERS', 'SURE', 'ReasonerError', 'Prompt', 'parameter_text', 'full_question', 'chat',
            'within_budget', 'as_photos', 'pictures', 'model_inputs', 'with_examples', 'evaluating', 'end_tokens',
-           'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'shared_ends', 'Opening', 'closing',
+           'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'shared_end', 'Opening', 'closing',
            'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors',
-           'tree_distribution', 'expected', 'for_kinds', 'spread', 'median', 'unwrapped', 'cache_argument', 'Branches',
-           'padded', 'subset_probabilities', 'most_probable', 'severities_given', 'severity_if_named',
-           'severity_and_on', 'measure', 'Reply', 'read_reply', 'to_replies', 'memory_needed', 'free_memory',
-           'check_memory', 'quantization', 'qwen_config', 'one_line', 'check_folder', 'hub_reachable', 'fetch',
-           'load_qwen', 'reasoner_folder', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano', 'with_adapter',
-           'load_reasoner', 'Reasoner', 'severity_with_gradient']
+           'tree_distribution', 'expected', 'for_kinds', 'spread', 'median', 'unwrapped', 'cache_argument',
+           'prefix_tree', 'Branches', 'subset_probabilities', 'most_probable', 'padded', 'severities_given',
+           'severity_if_named', 'severity_and_on', 'measure', 'Reply', 'read_reply', 'to_replies', 'memory_needed',
+           'free_memory', 'check_memory', 'quantization', 'qwen_config', 'one_line', 'check_folder', 'hub_reachable',
+           'fetch', 'load_qwen', 'reasoner_folder', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano',
+           'with_adapter', 'load_reasoner', 'Reasoner', 'severity_with_gradient']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
 import inspect, json, math, re, time, warnings
@@ -233,15 +233,13 @@ def opening_tokens(
     return tokens, sites
 
 # %% ../nbs/07_reasoner.ipynb #07-042
-def shared_ends(
+def shared_end(
     texts:list[list[int]],
-) -> tuple[list[int], list[list[int]], list[int]]:  # shared beginning, what lies between, shared end
-    """Cut texts into what they share at both ends, and what differs; one token of the shared end stays with
-    it."""
-    same = lambda columns: sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    first = same(zip(*texts))
-    last = max(same(zip(*(reversed(t[first:]) for t in texts))) - 1, 0)
-    return texts[0][:first], [t[first:len(t) - last] for t in texts], texts[0][len(texts[0]) - last:]
+) -> tuple[list[list[int]], list[int]]:  # what comes before the shared end, the shared end
+    "Cut off what all texts end with; one token of it stays with each of them."
+    same = takewhile(lambda column: len(set(column)) == 1, zip(*map(reversed, texts)))
+    last = max(sum(1 for _ in same) - 1, 0)
+    return [t[:len(t) - last] for t in texts], texts[0][len(texts[0]) - last:]
 
 class Opening:
     "The graph of all legal beginnings of a chain of thought."
@@ -257,7 +255,7 @@ class Opening:
         self.subsets = [present for n in range(len(kinds) + 1) for present in combinations(kinds, n)]
         self.named = torch.tensor([[k in present for k in kinds] for present in self.subsets])  # (N,K)
         self.texts = [opening_tokens(tokenizer, present, self.digits, kinds) for present in self.subsets]
-        self.head, self.middles, self.tail = shared_ends([t[:sites[0]] for t, sites in self.texts])
+        self.beginnings, self.tail = shared_end([t[:sites[0]] for t, sites in self.texts])
         for present in self.subsets: self._add(self.root, present)
         self.length = max(len(tokens) for tokens, _ in self.texts)
 
@@ -416,10 +414,12 @@ def tree_tokens(
     "The last digit of every node below the root."
     return torch.cat([digits[:2], digits, digits[:1]])
 
-def tree_ancestors() -> Tensor:  # (14,14) bool
+def tree_ancestors(
+    parents:Tensor = PARENT,  # (N,) number of each node's parent, which comes before it; -1: it has none
+) -> Tensor:  # (N,N) bool
     "Entry (i, j): node i sees node j."
-    sees = torch.eye(len(PARENT), dtype=torch.bool)
-    for i, parent in enumerate(PARENT.tolist()):
+    sees = torch.eye(len(parents), dtype=torch.bool)
+    for i, parent in enumerate(parents.tolist()):
         if parent >= 0: sees[i] |= sees[parent]
     return sees
 
@@ -477,6 +477,21 @@ def cache_argument(
     "The argument that takes the key-value cache: 'cache' in `transformers` 5.24, 'past_key_values' before."
     return 'cache' if 'cache' in inspect.signature(type(model).forward).parameters else 'past_key_values'
 
+def prefix_tree(
+    texts:list[list[int]],  # tokens, at least one in each
+) -> tuple[Tensor, Tensor, Tensor]:  # (N,) token and (N,) parent of each node, -1: none; (T,) node of each end
+    "Texts as one tree: what several of them begin with stands in it once."
+    numbers, tokens, parents, ends = {}, [], [], []
+    for text in texts:
+        node = -1
+        for token in text:
+            if (node, token) not in numbers:
+                numbers[node, token] = len(tokens)
+                tokens.append(token); parents.append(node)
+            node = numbers[node, token]
+        ends.append(node)
+    return tuple(map(torch.tensor, (tokens, parents, ends)))
+
 # %% ../nbs/07_reasoner.ipynb #07-130c
 class Branches:
     "Texts that go on from one prompt, side by side in one row of the cache for each photo."
@@ -518,6 +533,23 @@ class Branches:
         self.last = hidden.gather(2, end)[:, :, 0]
         return log_p
 
+    def fork(self,
+        texts:list[list[int]],  # tokens, at least one in each
+    ) -> Tensor:  # (B,n)
+        "Divide the only branch into one for each text; gives the log-probability of every text."
+        device = self.last.device
+        tokens, parents, ends = prefix_tree(texts)
+        sees = tree_ancestors(parents)
+        tokens, parents, ends, sees = (x.to(device) for x in (tokens, parents, ends, sees))
+        tokens, depth, paths = tokens.expand(len(self.last), 1, -1), sees.sum(1), sees[ends]  # (n,N) paths
+        hidden = self._read(tokens, depth - 1, sees)
+        before = torch.cat([self.last[:, :, None], hidden], 2)[:, :, parents + 1]
+        log_p = self._log_probs(before, tokens[..., None])[:, 0, :, 0]  # (B,N)
+        seen, own = (x.expand(len(self.last), len(texts), -1) for x in (self.visible, paths))
+        self.visible, self.position = torch.cat([seen, own], -1), self.position + depth[ends]
+        self.last = hidden[:, 0, ends]
+        return log_p @ paths.float().T
+
     def severity(self,
         digits:Tensor,  # (10,) the digit tokens
         named:Tensor|None = None,  # (B,n) bool, as in `tree_distribution`
@@ -549,25 +581,12 @@ class Branches:
         return torch.cat(found).view(tokens.shape)
 
 # %% ../nbs/07_reasoner.ipynb #07-131b
-def padded(
-    rows:list[list[list[int]]],  # tokens of each branch of each photo
-    device,
-) -> tuple[Tensor, Tensor]:  # tokens (B,n,L), length (B,n)
-    "Tokens as `Branches.append` takes them."
-    longest = max(len(tokens) for row in rows for tokens in row)
-    fill = lambda tokens: tokens + [0] * (longest - len(tokens))
-    return (torch.tensor([[fill(tokens) for tokens in row] for row in rows], device=device),
-            torch.tensor([[len(tokens) for tokens in row] for row in rows], device=device))
-
 def subset_probabilities(
     branches:Branches,  # just begun; then one for each of `opening.subsets`, behind stage 1
     opening:Opening,
 ) -> Tensor:  # (B,N) sums to 1
     "How likely stage 1 names each subset of the kinds."
-    B, device = len(branches.position), branches.position.device
-    if opening.head: branches.append(*padded([[opening.head]] * B, device))
-    branches.keep(torch.zeros(B, len(opening.subsets), dtype=torch.long, device=device))
-    return branches.append(*padded([opening.middles] * B, device)).softmax(-1)
+    return branches.fork(opening.beginnings).softmax(-1)
 
 def most_probable(
     p:Tensor,  # (B,N) sums to 1
@@ -582,6 +601,16 @@ def most_probable(
     return order[:, :n], weight / weight.sum(-1, keepdim=True)
 
 # %% ../nbs/07_reasoner.ipynb #07-131g
+def padded(
+    rows:list[list[list[int]]],  # tokens of each branch of each photo
+    device,
+) -> tuple[Tensor, Tensor]:  # tokens (B,n,L), length (B,n)
+    "Tokens as `Branches.append` takes them."
+    longest = max(len(tokens) for row in rows for tokens in row)
+    fill = lambda tokens: tokens + [0] * (longest - len(tokens))
+    return (torch.tensor([[fill(tokens) for tokens in row] for row in rows], device=device),
+            torch.tensor([[len(tokens) for tokens in row] for row in rows], device=device))
+
 def severities_given(
     branches:Branches,  # behind stage 1
     opening:Opening,

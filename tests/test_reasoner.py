@@ -15,8 +15,8 @@ from rr.diagnosis import Diagnosis, parse_cot
 from rr.nano import nano_views
 from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Branches, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
                          digit_tokens, expected, hang_severity, measure, median, memory_needed, model_inputs, most_probable,
-                         quantile_digit, qwen_config, severities_given, severity_and_on, sign_twins, severity_with_gradient,
-                         shared_ends, subset_probabilities, tree_distribution, within_budget)
+                         padded, prefix_tree, quantile_digit, qwen_config, severities_given, severity_and_on, severity_with_gradient, sign_twins,
+                         shared_end, subset_probabilities, tree_distribution, within_budget)
 from tiny_qwen import qwen_tokenizer, tiny_model, tiny_processor
 
 
@@ -261,12 +261,35 @@ def same_as_brute_force(reasoner, photos, ranks, kinds):
 
 def test_branches_equal_brute_force(tiny, exact): same_as_brute_force(tiny, PHOTOS, (0, 1, 5), KINDS)
 
-def test_openings_are_cut_into_what_they_share_and_what_differs(tiny):
+def test_openings_are_cut_into_what_differs_and_the_end_that_all_share(tiny):
     opening = tiny.opening
-    assert opening.head and opening.tail and len(opening.middles) == 16 and len(set(map(tuple, opening.middles))) == 16
-    for middle, (tokens, sites) in zip(opening.middles, opening.texts): assert opening.head + middle + opening.tail == tokens[:sites[0]]
-    assert len({m[-1] for m in opening.middles}) == 1, 'the end of stage 1 is part of the choice'
-    assert shared_ends([[1, 2, 5], [1, 3, 4, 5]]) == ([1], [[2, 5], [3, 4, 5]], []) and shared_ends([[7, 8], [9, 8]]) == ([], [[7, 8], [9, 8]], [])
+    assert opening.tail and len(opening.beginnings) == 16 and len(set(map(tuple, opening.beginnings))) == 16
+    for beginning, (tokens, sites) in zip(opening.beginnings, opening.texts): assert beginning + opening.tail == tokens[:sites[0]]
+    assert len({b[-1] for b in opening.beginnings}) == 1, 'the end of stage 1 is part of the choice'
+    assert shared_end([[1, 2, 5, 6], [1, 3, 4, 5, 6]]) == ([[1, 2, 5], [1, 3, 4, 5]], [6]) and shared_end([[7, 8], [9, 9]]) == ([[7, 8], [9, 9]], [])
+    assert shared_end([[7, 8], [8]]) == ([[7, 8], [8]], []), 'no text becomes empty'
+
+def test_texts_become_a_tree_in_which_what_they_share_stands_once(tiny):
+    tokens, parents, ends = prefix_tree([[5, 6], [5, 7, 8], [5], [9]])
+    assert tokens.tolist() == [5, 6, 7, 8, 9] and parents.tolist() == [-1, 0, 0, 2, -1] and ends.tolist() == [1, 3, 0, 4]
+    tokens, parents, ends = prefix_tree(tiny.opening.beginnings)
+    for text, node in zip(tiny.opening.beginnings, ends.tolist()):
+        path = []
+        while node >= 0: path.append(int(tokens[node])); node = int(parents[node])
+        assert path[::-1] == text
+    assert 2 * len(tokens) < sum(map(len, tiny.opening.beginnings))
+
+def test_a_fork_is_as_the_texts_written_side_by_side(tiny, exact):
+    "What stands in the tree once, and what several branches then see, is as if each branch had its own."
+    inputs, texts = model_inputs(tiny.processor, [tiny.views(p) for p in PHOTOS], tiny.prompt), tiny.opening.beginnings
+    with torch.no_grad():
+        tree, rows = Branches(tiny.model, inputs), Branches(tiny.model, inputs)
+        forked = tree.fork(texts)
+        rows.keep(torch.zeros(2, len(texts), dtype=torch.long))
+        assert torch.allclose(forked, rows.append(*padded([texts] * 2, 'cpu')), atol=1e-4)
+        assert tree.cache.get_seq_length() < rows.cache.get_seq_length()
+        assert torch.equal(tree.position, rows.position) and torch.allclose(tree.last, rows.last, atol=1e-4)
+        assert torch.allclose(*(b.append(*padded([[tiny.opening.tail] * len(texts)] * 2, 'cpu')) for b in (tree, rows)), atol=1e-4)
 
 def test_prompts_of_different_length_are_padded(tiny):
     mask = model_inputs(tiny.processor, [tiny.views(p) for p in PHOTOS], tiny.prompt)['attention_mask']
