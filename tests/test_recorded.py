@@ -13,6 +13,7 @@ from rr.data import PairStream, Recipe
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
 import measure_chains
 import measure_grid
+import measure_learning
 import measure_peers
 import measure_steps
 import record
@@ -118,3 +119,28 @@ def test_peers_are_averaged_by_benchmark():
             dict(benchmark='C', photo='a', input=10., psnr={'n': 11.}, seconds={'n': 1.})]
     table = {(r['benchmark'], r['method']): (r['photos'], r['PSNR'], r['seconds']) for r in measure_peers.summary(rows)}
     assert table == {('B', 'as it is'): (2, 21, 0), ('B', 'm'): (2, 30.5, 3), ('C', 'as it is'): (1, 10, 0), ('C', 'n'): (1, 11, 1)}
+
+
+# The learning curves
+
+def test_towers_of_one_seed_differ_in_what_is_compared_and_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
+    for name, value in dict(PHOTOS=(1, None), SCALES=(.25,), EVERY=1, BATCH=2, PAIRS=2, SIZES=(64,)).items(): monkeypatch.setattr(measure_learning, name, value)
+    folder = str(bundled_photos()['coffee'].parent)
+    run = lambda out, updates: measure_learning.main([folder, folder, '--seeds', '0', '--updates', str(updates), '--work', str(tmp_path/out), '--out', str(tmp_path/f'{out}.jsonl')])
+    run('a', 2)
+    rows = Kept(tmp_path/'a.jsonl')
+    everything = max(r['photos'] for r in rows)
+    assert [(r['arm'], r['photos'], r['step']) for r in rows] == [(arm, n, step) for step in (1, 2) for arm, n in (('1 photos', 1), (f'{everything} photos', everything), ('0.25 x channels', everything))]
+    assert rows[2]['parameters'] < rows[1]['parameters'] == rows[0]['parameters'] and rows[0]['loss'] != rows[1]['loss']
+    lines = (tmp_path/'a.jsonl').read_text().splitlines()
+    (tmp_path/'a.jsonl').write_text('\n'.join(lines[:4]) + '\n')
+    run('a', 2)  # the towers are done: nothing is learnt again, and nothing made up
+    assert (tmp_path/'a.jsonl').read_text().splitlines() == lines[:4]
+    assert 'points' in capsys.readouterr().out
+    run('a', 3)
+    assert [r['step'] for r in Kept(tmp_path/'a.jsonl')][4:] == [3, 3, 3]
+
+
+def test_seeds_are_summed_up_by_mean_and_range():
+    rows = [dict(arm='a', photos=4, parameters=9, step=5, seed=s, error=dict(fog=4. + s, rain=2., blur=2., noise=0.)) for s in (0, 2)]
+    assert measure_learning.means(rows) == [dict(arm='a', photos=4, parameters=9, step=5, fog=5., rain=2., blur=2., noise=0., together=2.25, lowest=2., highest=2.5)]
