@@ -479,8 +479,9 @@ def cache_argument(
 
 def prefix_tree(
     texts:list[list[int]],  # tokens, at least one in each
-) -> tuple[Tensor, Tensor, Tensor]:  # (N,) token and (N,) parent of each node, -1: none; (T,) node of each end
-    "Texts as one tree: what several of them begin with stands in it once."
+) -> tuple[Tensor, Tensor, Tensor]:  # tokens (N,), parents (N,), ends (T,)
+    """Texts as one tree: what several of them begin with stands in it once. `parents` has the number of each
+    node's parent, -1 where the text begins; `ends` the node where each text ends."""
     numbers, tokens, parents, ends = {}, [], [], []
     for text in texts:
         node = -1
@@ -548,7 +549,7 @@ class Branches:
         seen, own = (x.expand(len(self.last), len(texts), -1) for x in (self.visible, paths))
         self.visible, self.position = torch.cat([seen, own], -1), self.position + depth[ends]
         self.last = hidden[:, 0, ends]
-        return log_p @ paths.float().T
+        return (log_p[:, None] * paths).sum(-1)  # no matrix product: autocast would round it
 
     def severity(self,
         digits:Tensor,  # (10,) the digit tokens
