@@ -9,6 +9,7 @@ import torch
 
 from rr.core import asset, bundled_photos, recorded
 from rr.data import PairStream, Recipe
+from rr.diagnosis import Diagnosis, Finding
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
 import measure_chains
@@ -126,19 +127,26 @@ def test_peers_are_averaged_by_benchmark():
 def test_towers_of_one_seed_differ_in_what_is_compared_and_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
     for name, value in dict(PHOTOS=(1, None), SCALES=(.25,), EVERY=1, BATCH=2, PAIRS=2, SIZES=(64,)).items(): monkeypatch.setattr(measure_learning, name, value)
     folder = str(bundled_photos()['coffee'].parent)
-    run = lambda out, updates: measure_learning.main([folder, folder, '--seeds', '0', '--updates', str(updates), '--work', str(tmp_path/out), '--out', str(tmp_path/f'{out}.jsonl')])
-    run('a', 2)
-    rows = Kept(tmp_path/'a.jsonl')
+    run = lambda updates: measure_learning.main([folder, folder, '--seeds', '0', '--updates', str(updates), '--work', str(tmp_path/'work'), '--out', str(tmp_path/'rows.jsonl')])
+    run(2)
+    mean, *rows = Kept(tmp_path/'rows.jsonl')
+    assert mean['arm'] == 'always the mean' and mean['photos'] == 0
     everything = max(r['photos'] for r in rows)
     assert [(r['arm'], r['photos'], r['step']) for r in rows] == [(arm, n, step) for step in (1, 2) for arm, n in (('1 photos', 1), (f'{everything} photos', everything), ('0.25 x channels', everything))]
     assert rows[2]['parameters'] < rows[1]['parameters'] == rows[0]['parameters'] and rows[0]['loss'] != rows[1]['loss']
-    lines = (tmp_path/'a.jsonl').read_text().splitlines()
-    (tmp_path/'a.jsonl').write_text('\n'.join(lines[:4]) + '\n')
-    run('a', 2)  # the towers are done: nothing is learnt again, and nothing made up
-    assert (tmp_path/'a.jsonl').read_text().splitlines() == lines[:4]
+    lines = (tmp_path/'rows.jsonl').read_text().splitlines()
+    (tmp_path/'rows.jsonl').write_text('\n'.join(lines[:5]) + '\n')
+    run(2)  # the towers are done: nothing is learnt again, and nothing made up
+    assert (tmp_path/'rows.jsonl').read_text().splitlines() == lines[:5]
     assert 'points' in capsys.readouterr().out
-    run('a', 3)
-    assert [r['step'] for r in Kept(tmp_path/'a.jsonl')][4:] == [3, 3, 3]
+    run(3)
+    assert [r['step'] for r in Kept(tmp_path/'rows.jsonl')][5:] == [3, 3, 3]
+
+
+def test_the_mean_is_what_a_tower_has_to_beat():
+    class Case:
+        def __init__(self, **severities): self.diagnosis = Diagnosis({k: Finding(s) for k, s in severities.items()})
+    assert measure_learning.always_the_mean([Case(fog=40), Case(fog=20, rain=10), Case(), Case()]) == dict(fog=15., rain=3.75, blur=0., noise=0.)
 
 
 def test_seeds_are_summed_up_by_mean_and_range():
