@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DEGRADATION_OPTIONS', 'SECTIONS', 'RECIPE_NAMES', 'WHICH_MODEL', 'severity', 'at_least', 'build_parser', 'Unusable',
-           'say', 'reason', 'explained', 'for_each', 'result_stems', 'run_degrade', 'printable', 'bars', 'run_diagnose',
-           'run_restore', 'run_evaluate', 'run_synthesize', 'run_calibrate', 'main']
+           'say', 'reason', 'explained', 'json_line', 'for_each', 'result_stems', 'run_degrade', 'printable', 'bars',
+           'run_diagnose', 'run_restore', 'run_evaluate', 'run_synthesize', 'run_calibrate', 'main']
 
 # %% ../nbs/16_cli.ipynb #16-003
 import argparse, json, os, sys
@@ -162,6 +162,13 @@ def explained(error:Exception) -> str:
     ours = isinstance(error, ValueError) or type(error).__module__.startswith('rr.')
     return text if text and ours else f'{type(error).__name__}: {text}'.rstrip(': ')
 
+def json_line(record:dict) -> str:
+    "The record as one line of JSON, in ASCII if standard output cannot hold its letters."
+    line = json.dumps(record, ensure_ascii=False)
+    try: line.encode(sys.stdout.encoding or 'utf-8')
+    except UnicodeEncodeError: return json.dumps(record)
+    return line
+
 # %% ../nbs/16_cli.ipynb #16-022
 def for_each(
     paths,  # of photos
@@ -178,7 +185,7 @@ def for_each(
             if os.environ.get('RR_DEBUG'): raise
             failed += 1
             tqdm.write(f'rr: {reason(path, error)}', file=sys.stderr)
-        else: tqdm.write(json.dumps(record, ensure_ascii=False) if as_json else text, file=sys.stdout)
+        else: tqdm.write(json_line(record) if as_json else text, file=sys.stdout)
         sys.stdout.flush()
     return int(failed > 0)
 
@@ -260,7 +267,8 @@ def _write_trace(path:Path, html:str, overwrite:bool):
     "Write the page whole or not at all."
     from rr.core import PhotoError, atomic_path
     try:
-        with atomic_path(path, overwrite) as temporary: temporary.write_text(html, encoding='utf-8')
+        with atomic_path(path, overwrite) as temporary:
+            temporary.write_text(html, encoding='utf-8', errors='backslashreplace')
     except OSError as error: raise PhotoError(f'{path} cannot be written: {error.strerror}') from error
 
 # %% ../nbs/16_cli.ipynb #16-033
@@ -298,9 +306,10 @@ def run_evaluate(args) -> int:
         results = evaluate(folder, pipeline, args.seed, args.limit, args.out, args.sections, steps=args.steps,
                            progress=sys.stderr.isatty())
     except (PhotoError, ValueError, OSError) as error: raise Unusable(explained(error)) from error
-    for record in results.per_image if args.json else (): print(json.dumps(record, ensure_ascii=False))
+    for record in results.per_image if args.json else (): print(json_line(record))
     if not args.json: print(results.table())
-    return 0
+    for why in results.failed.values(): say(why)
+    return int(bool(results.failed))
 
 # %% ../nbs/16_cli.ipynb #16-037
 def run_synthesize(args) -> int:
@@ -336,12 +345,21 @@ def _drawn_photos(folder, args) -> list:
     return images
 
 # %% ../nbs/16_cli.ipynb #16-041
+def _try_to_write(path:Path, overwrite:bool):
+    "Make the folder of `path`; `Unusable` if the file is there already or cannot be written."
+    from tempfile import TemporaryFile
+    if path.is_dir(): raise Unusable(f'{path} is a folder; expected a file')
+    if path.exists() and not overwrite: raise Unusable(f'{path} exists; not overwritten (--overwrite)')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=path.parent).close()
+    except OSError as error: raise Unusable(f'{path} cannot be written: {error.strerror}') from error
+
 def run_calibrate(args) -> int:
     "Measure a severity scale on folders of clean photos, or check the one in use on them."
     from rr.core import atomic_path
     from rr.severity import calibrate, joined, ramp_losses, residual
-    if args.out and Path(args.out).exists() and not args.overwrite:
-        raise Unusable(f'{args.out} exists; not overwritten (--overwrite)')
+    if args.out: _try_to_write(Path(args.out), args.overwrite)
     photos, names = ([_drawn_photos(folder, args) for folder in args.folders],
                      [Path(folder).resolve().name for folder in args.folders])
     options = dict(seed=args.seed + args.skip, progress=sys.stderr.isatty())
@@ -367,17 +385,25 @@ def main(
     argv:list[str]|None=None,  # default: those of the process
 ) -> int:  # exit code
     "The command `rr`."
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='backslashreplace')
     os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
     commands = dict(restore=run_restore, diagnose=run_diagnose, degrade=run_degrade,
                     synthesize=run_synthesize, calibrate=run_calibrate, evaluate=run_evaluate)
     parser = build_parser()
     args = parser.parse_args(argv)
-    try: return commands[args.command](args)
+    try:
+        code = commands[args.command](args)
+        sys.stdout.flush()
+        return code
     except argparse.ArgumentError as error: parser.error(str(error))
     except Unusable as error: say(error)
     except KeyboardInterrupt:
         say('interrupted')
         return 130
+    except BrokenPipeError:  # whoever read the output is gone
+        for stream in (sys.stdout, sys.stderr): os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
     return 2
 
 # %% ../nbs/16_cli.ipynb #16-045

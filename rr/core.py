@@ -9,11 +9,12 @@ __all__ = ['PHOTO_SUFFIXES', 'MIN_SIDE', 'MAX_PIXELS', 'LUMA', 'PhotoError', 'Ph
            'has_bf16', 'autocast', 'rank', 'processes', 'total', 'sum_gradients']
 
 # %% ../nbs/00_core.ipynb #00-003
-import errno, json, math, os, secrets, sys, warnings
+import errno, json, math, os, secrets, sys, threading, warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from io import BytesIO
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -233,8 +234,10 @@ def photo_from_pil(
     "`pil` as a viewer shows it: upright, in sRGB, its transparency apart."
     notes = ['16-bit colour read at 8 bits a channel'] if _is_deep_colour(pil) else []
     pil = _upright(pil, notes)
-    if pil.mode[0] in 'IF': return Photo(_deep_grey(pil, name), None, name, tuple(notes))
-    alpha = None
+    alpha, clear = None, pil.info.get('transparency')
+    if pil.mode[0] in 'IF':
+        if clear is not None: alpha = torch.from_numpy(np.asarray(pil) != clear).float()[None]  # (1,H,W)
+        return Photo(_deep_grey(pil, name), alpha, name, tuple(notes))
     if pil.has_transparency_data:
         icc, pil = pil.info.get('icc_profile'), pil.convert('RGBA')
         alpha = torch.from_numpy(np.array(pil.getchannel('A'))).float()[None] / 255  # (1,H,W)
@@ -253,6 +256,17 @@ def _check_header(pil:Image.Image, path, max_pixels:int):
 
 def _too_many(max_pixels:int) -> str: return f'more than the limit of {max_pixels / 1e6:g} megapixels'
 
+_RAISED = threading.Lock()
+
+@contextmanager
+def _raised_limit(max_pixels:int):
+    "Pillow's own limit at `max_pixels` or more; one thread at a time."
+    with _RAISED:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = limit and max(limit, max_pixels)
+        try: yield
+        finally: Image.MAX_IMAGE_PIXELS = limit
+
 def _check_file(path:Path):
     "Refuse what is not a file with something in it."
     if path.is_dir(): raise _refusal(path, 'a folder, not a photo')
@@ -266,10 +280,10 @@ def read_photo(
     max_pixels:int=MAX_PIXELS,  # a larger photo is refused before it is decoded
 ) -> Photo:  # `PhotoError` if the file holds no photo that can be used
     "The photo in the file `path`, as a viewer shows it."
-    path = Path(path)
+    path, limit = Path(path), _raised_limit(max_pixels) if max_pixels > MAX_PIXELS else nullcontext()
     try:
         _check_file(path)
-        with warnings.catch_warnings(action='ignore'), Image.open(path) as pil:
+        with limit, warnings.catch_warnings(action='ignore'), Image.open(path) as pil:
             _check_header(pil, path, max_pixels)
             return photo_from_pil(pil, path.name)
     except PhotoError: raise
@@ -342,11 +356,11 @@ def psnr(
 
 # %% ../nbs/00_core.ipynb #00-078
 def seeded(
-    seed:int,  # any integer
+    seed:int,  # any integer; those equal modulo 2**64, on a CPU modulo 2**32, are one
     device='cpu',  # where the numbers are drawn
 ) -> torch.Generator:
     "A generator that draws the same numbers for the same `seed`."
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(index(seed) % 2**64)
 
 # %% ../nbs/00_core.ipynb #00-082
 LUMA = torch.tensor([.299, .587, .114]).view(3, 1, 1)

@@ -14,14 +14,15 @@ __all__ = ['DEPTH_ENDING', 'NOT_CLEAN', 'WEAK', 'STRONGEST', 'TRAINING', 'EVALUA
 # %% ../nbs/05_data.ipynb #05-002
 import argparse, csv, hashlib, json, math, os, time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import PHOTO_SUFFIXES, atomic_path, luma, psnr, read_photo, seeded, to_pil, write_photo
+from .core import PHOTO_SUFFIXES, PhotoError, atomic_path, luma, psnr, read_photo, seeded, to_pil, write_photo
 from .degrade import (
     DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth,
-    random_region, reflect_pad, severity_table, strength, uniform)
+    random_region, reflect_pad, severity_table, strength, uniform, use_scale)
 from .diagnosis import Diagnosis, Scene, parse_cot
 
 # %% ../nbs/05_data.ipynb #05-005
@@ -32,11 +33,12 @@ def clean_photos(
     folder:Path|str,  # searched with its sub-folders
     exclude:set[Path]=frozenset(),  # absolute paths that are left out, as `read_exclusions` returns them
 ) -> list[Path]:
-    """All photos below `folder`, sorted, without depth maps and the hazy halves of RESIDE. Raises
-    `FileNotFoundError` if there is none."""
-    folder = Path(folder).absolute()
+    """All photos below `folder`, sorted, without hidden files, depth maps and the hazy halves of RESIDE.
+    Raises `FileNotFoundError` if there is none."""
+    folder = Path(os.path.abspath(folder))
     depth = lambda p: p.stem.endswith(DEPTH_ENDING) or p.parent.name == 'depth' and p.suffix == '.png'
-    clean = lambda p: not NOT_CLEAN & set(p.relative_to(folder).parts[:-1]) and not depth(p)
+    hidden = lambda p: any(part.startswith('.') for part in p.relative_to(folder).parts)
+    clean = lambda p: not (NOT_CLEAN & set(p.relative_to(folder).parts[:-1]) or depth(p) or hidden(p))
     found = [p for p in sorted(folder.rglob('*'))
              if p.suffix.lower() in PHOTO_SUFFIXES and clean(p) and p not in exclude]
     if not found:
@@ -45,24 +47,37 @@ def clean_photos(
 
 # %% ../nbs/05_data.ipynb #05-007
 def read_exclusions(
-    *sources:Path|str,  # photos, or .tsv tables with a column `file` of paths relative to the table's folder
+    *sources:Path|str,  # photos, folders of them, .tsv tables with a column `file`, relative to the table
 ) -> set[Path]:
-    "The photos that are to be left out, as absolute paths: damaged ones, or ones that are kept for a test."
+    """The photos that are to be left out, as absolute paths: damaged ones, or ones that are kept for a test.
+    Raises `FileNotFoundError` for a source that is not there."""
     left_out = set()
-    for source in (Path(s).absolute() for s in sources):
-        if source.suffix != '.tsv': left_out.add(source); continue
-        with open(source, newline='') as f:
-            left_out |= {source.parent/row['file'] for row in csv.DictReader(f, delimiter='\t')}
+    for source in (Path(os.path.abspath(s)) for s in sources):
+        if not source.exists(): raise FileNotFoundError(f'{source}: not there, so it leaves out no photo')
+        if source.is_dir(): left_out |= set(source.rglob('*'))
+        elif source.suffix != '.tsv': left_out.add(source)
+        else:
+            with open(source, newline='') as f:
+                left_out |= {Path(os.path.abspath(source.parent/row['file']))
+                             for row in csv.DictReader(f, delimiter='\t')}
     return left_out
 
 def read_depth(
     photo:Path,  # its depth map: `NAME_depth.png` beside it, or `NAME.png` in a folder `depth` beside its own
-) -> Tensor|None:  # (1, H, W) in (0, 1], 1 = farthest point
-    "The depth map that belongs to a photo, or None."
+    size:tuple[int, int]|None=None,  # height and width of the photo, pixels; None: it is read for them
+) -> Tensor|None:  # (1, H, W) in (0, 1], 1 = farthest point; as large as the photo
+    """The depth map that belongs to a photo, scaled to its size, or None. Raises `PhotoError` for a map of
+    another shape than the photo's."""
     path = photo.with_name(f'{photo.stem}{DEPTH_ENDING}.png')
     if not path.exists(): path = photo.parent.parent/'depth'/f'{photo.stem}.png'
     if not path.exists(): return None
     depth = read_photo(path).image[:1]
+    (h, w), (height, width) = depth.shape[-2:], size or read_photo(photo).image.shape[-2:]
+    if abs(h * width - w * height) > max(h, w, height, width):  # more than a pixel of the smaller one
+        raise PhotoError(f'{path.name}: a depth map of {w}x{h} pixels for a photo of {width}x{height}; '
+                         'expected the same shape')
+    if (h, w) != (height, width):
+        depth = F.interpolate(depth[None], (height, width), mode='bilinear', antialias=True)[0]
     return depth / depth.max().clamp_min(1e-6)
 
 # %% ../nbs/05_data.ipynb #05-010
@@ -114,9 +129,9 @@ def load_captions(
     path:Path|str,  # JSON lines with `file`, relative to this file's own folder, and the fields of `Scene`
 ) -> dict[Path, Scene]:
     "Scene descriptions by the photo's absolute path."
-    path = Path(path).absolute()
+    path = Path(path)
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    return {path.parent/r['file']: scene_from_row(r) for r in rows}
+    return {Path(os.path.abspath(path.parent/r['file'])): scene_from_row(r) for r in rows}
 
 def scene_from_row(row:dict) -> Scene:
     "A `Scene` from one caption record; fields that are missing stay empty."
@@ -243,7 +258,8 @@ class PairStream:
     def read(self, path:Path) -> tuple[Tensor, Tensor|None]:
         "Photo (8-bit) and depth, kept in memory after the first read: decoding costs more than damaging."
         if path in self.cache: return self.cache[path]
-        photo, depth = read_photo(path).image, read_depth(path)
+        photo = read_photo(path).image
+        depth = read_depth(path, photo.shape[-2:])
         if depth is None and self.depth_of: depth = self.depth_of(photo)
         found = (photo * 255).round().byte(), depth
         size = lambda entry: sum(t.nbytes for t in entry if t is not None)
@@ -337,13 +353,14 @@ def demosaicked(
 
 def softened(
     noise:Tensor,  # (3, H, W)
-    sigma:float,  # of a Gaussian, pixels; up to 1
+    sigma:float,  # of a Gaussian, pixels
 ) -> Tensor:  # (3, H, W), as strong as before
     "The noise as a camera's own smoothing leaves it: its neighbours grow more alike."
-    line = (-torch.arange(-3, 4.) ** 2 / (2 * sigma ** 2)).exp()
-    line = (line / line.sum()).expand(3, 1, 1, 7)
-    smooth = F.conv2d(F.pad(noise[None], (3, 3, 3, 3), mode='reflect'), line, groups=3)
-    smooth = F.conv2d(smooth, line.mT.reshape(3, 1, 7, 1), groups=3)[0]
+    far = max(3, math.ceil(3 * sigma))
+    line = (-torch.arange(-far, far + 1.) ** 2 / (2 * sigma ** 2)).exp()
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+    smooth = F.conv2d(F.pad(noise[None], (far,) * 4, mode='reflect'), line, groups=3)
+    smooth = F.conv2d(smooth, line.mT.reshape(3, 1, -1, 1), groups=3)[0]
     return smooth * (noise.std() / smooth.std().clamp_min(1e-8))
 
 # %% ../nbs/05_data.ipynb #05-042
@@ -390,6 +407,13 @@ class Made(torch.utils.data.Dataset):
         torch.set_num_threads(1)
         return self.make(self.first + i)
 
+def _start_worker(worker:int, table:dict, kinds:tuple[str, ...]=()):
+    "A worker that is not forked has to be told the scale in use, and cannot know a notebook's own kinds."
+    use_scale(table)
+    if unknown := set(kinds) - set(DEGRADATIONS):
+        raise ValueError(f'{", ".join(sorted(unknown))}: not registered in the worker process; '
+                         'use workers=0')
+
 def made_ahead(
     make,  # picklable function of a number: defined at the top of a module, or instance of such a class
     first:int=0,
@@ -400,7 +424,8 @@ def made_ahead(
     processes: what a GPU needs to be kept busy."""
     if not workers: return map(make, range(first, end))
     return iter(torch.utils.data.DataLoader(
-        Made(make, first, end), batch_size=None, num_workers=workers, prefetch_factor=2))
+        Made(make, first, end), batch_size=None, num_workers=workers, prefetch_factor=2,
+        worker_init_fn=partial(_start_worker, table=severity_table())))
 
 # %% ../nbs/05_data.ipynb #05-053
 class Replay:
@@ -529,8 +554,8 @@ def evaluation_pairs(
     for i, path in enumerate(clean_photos(folder)[:limit]):
         g = seeded(seed * 1_000_003 + i)
         severities, pair_seed = recipe.draw(g), int(torch.randint(2**31, (), generator=g))
-        name, clean, depth = (path.relative_to(Path(folder).absolute()).as_posix(),
-                              read_photo(path).image, read_depth(path))
+        name, clean = path.relative_to(os.path.abspath(folder)).as_posix(), read_photo(path).image
+        depth = read_depth(path, clean.shape[-2:])
         if recipe.region_share and depth is None:
             depth = pseudo_depth(clean, kind_generator('depth', pair_seed))
         yield make_pair(clean, severities, pair_seed, name, (scenes or {}).get(path), depth,
@@ -591,19 +616,22 @@ def synthesis_settings(stream:PairStream) -> dict:
                 fingerprint=hashlib.sha256(rest.encode()).hexdigest()[:16])
 
 def claim_folder(folder:Path, stream:PairStream):
-    "Make the folders of a synthesis. Raises `ValueError` if the folder holds one with other settings."
+    """Make the folders of a synthesis. Raises `ValueError` if the folder holds one with other settings, or
+    pictures that are not from a synthesis."""
     settings, note = synthesis_settings(stream), folder/'synthesis.json'
-    for name in ('damaged', 'clean'):
-        (folder/name).mkdir(parents=True, exist_ok=True)
-        for left_over in (folder/name).glob('.rr-*'): left_over.unlink()  # of a kill
+    pictures = [folder/name for name in ('damaged', 'clean')]
     if not note.exists():
-        if (folder/'metadata.jsonl').exists():
+        if (folder/'metadata.jsonl').exists() or any(any(p.glob('*')) for p in pictures):
             raise ValueError(f'{folder}: holds another data set; choose an empty folder')
+        folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(note) as path: path.write_text(json.dumps(settings, indent=1) + '\n')
     different = {k for k, v in json.loads(note.read_text()).items() if settings.get(k) != v}
     if different:
         raise ValueError(f'{folder}: was begun with other settings ({", ".join(sorted(different))}); '
                          'choose another folder')
+    for p in pictures:
+        p.mkdir(exist_ok=True)
+        for left_over in p.glob('.rr-*'): left_over.unlink()  # of a kill
 
 def whole_lines(path:Path) -> int:
     """Number of complete lines of a file; an incomplete one at the end is cut off. 0 for a file that is not
@@ -634,7 +662,8 @@ def synthesize(
     claim_folder(out, stream)
     first, threads = whole_lines(out/'metadata.jsonl'), torch.get_num_threads()
     loader = torch.utils.data.DataLoader(
-        PairWriter(stream, out, first, max(first, n)), batch_size=None, num_workers=workers)
+        PairWriter(stream, out, first, max(first, n)), batch_size=None, num_workers=workers,
+        worker_init_fn=partial(_start_worker, table=severity_table(), kinds=recipe.kinds))
     try:
         with open(out/'metadata.jsonl', 'a', encoding='utf-8') as file:
             for record in tqdm(loader, disable=not progress, unit='pair', leave=False):

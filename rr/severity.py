@@ -321,6 +321,7 @@ class FusedLoss:
     "Losses of several metrics as one number from 0 to 1: their mean rank among reference losses."
     metrics:tuple
     pools:list # one sorted array of reference losses for each metric
+    ranks:np.ndarray|None=None # of the losses in a pool, 0-1; None: 1/n, 2/n, ... 1
 
     @classmethod
     def from_ramps(cls, losses:dict, metrics:Sequence[str]=FUSED, stations:Sequence[float]=STATIONS):
@@ -332,8 +333,9 @@ class FusedLoss:
 
     @classmethod
     def from_table(cls, table:dict):
-        "The one that a calibrated table was made with."
-        return cls(tuple(table['fused']), [np.array(table['fused'][m]) for m in table['fused']])
+        "The one that a calibrated table was made with: its pools are quantiles, from 0 to 1."
+        pools = [np.array(pool) for pool in table['fused'].values()]
+        return cls(tuple(table['fused']), pools, np.linspace(0, 1, len(pools[0])))
 
     def quantiles(self, n:int=101)->dict: # metric -> list of n reference losses
         "The pools in short form, as the table stores them."
@@ -341,13 +343,16 @@ class FusedLoss:
                 for m, p in zip(self.metrics, self.pools)}
 
     def __call__(self, losses:np.ndarray)->np.ndarray: # (..., metrics, n) -> (..., n)
-        ranks = [np.interp(losses[..., m, :], *self._curve(p)) for m, p in enumerate(self.pools)]
-        return np.mean(ranks, axis=0)
+        return self.each(losses).mean(0)
 
-    @staticmethod
-    def _curve(pool):
+    def each(self, losses:np.ndarray)->np.ndarray: # (..., metrics, n) -> (metrics, ..., n)
+        "The ranks, metric by metric."
+        return np.stack([np.interp(losses[..., m, :], *self._curve(p)) for m, p in enumerate(self.pools)])
+
+    def _curve(self, pool):
         values, first = np.unique(np.concatenate([[0], pool]), return_index=True)
-        return values, first / len(pool)
+        ranks = np.arange(1, len(pool) + 1) / len(pool) if self.ranks is None else self.ranks
+        return values, np.concatenate([[0], ranks])[first]
 
 # %% ../nbs/02_severity.ipynb #02-064
 KNOTS = (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100) # severities in the table
@@ -414,7 +419,7 @@ def residual(
     stations = {k: [ramp_position(k, s, table) for s in severities] for k in kinds}
     losses = {k: ramp_losses(photos, [k], every, stations[k], seed, size, progress)[k] for k in kinds}
     return Residual(list(severities), every, losses,
-                    {k: fuse(v[:, :len(fuse.metrics)]) for k, v in losses.items()}, table['top'], fuse.pools)
+                    {k: fuse(v[:, :len(fuse.metrics)]) for k, v in losses.items()}, table['top'], fuse)
 
 # %% ../nbs/02_severity.ipynb #02-075
 @dataclass
@@ -425,7 +430,7 @@ class Residual:
     losses:dict=field(repr=False) # kind -> (photos, metrics, severities)
     fused:dict=field(repr=False) # kind -> (photos, severities)
     top:float # Fused loss of severity 100
-    pools:list=field(repr=False) # Reference losses of the table's metrics
+    fuse:FusedLoss=field(repr=False) # The table's
 
     def __add__(self, other:'Residual')->'Residual': # of more photos, under the same table
         return replace(self, losses=joined([self.losses, other.losses]),
@@ -450,8 +455,7 @@ class Residual:
         deviations, as a share of the range)."""
         out = Table(caption='What no scale removes')
         for kind, fused in self.fused.items():
-            each = np.stack([FusedLoss(self.metrics[m:m + 1], [pool])(self.losses[kind][:, m:m + 1]).mean(0)
-                             for m, pool in enumerate(self.pools)])
+            each = self.fuse.each(self.losses[kind]).mean(1) # (metrics, severities)
             out.append(dict(kind=kind, over_photos=float(fused.std(0).mean() / self.top),
                             over_metrics=float(each.std(0).mean() / self.top)))
         return out

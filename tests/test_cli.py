@@ -1,8 +1,10 @@
 "The command `rr`: what it prints, where, and with which exit code."
 
 import json
+import os
 import re
 import shutil
+import sys
 
 import pytest
 import torch
@@ -175,13 +177,15 @@ def test_diagnose_as_json_and_as_text(photos):
 def test_evaluate_prints_a_table_and_keeps_its_records(tmp_path, photos):
     shutil.copy(photos / 'monday/IMG_1.png', tmp_path / 'a.png')
     (tmp_path / 'out').mkdir()
-    options = [tmp_path, '--limit', 1, '--sections', 'reasoner', '--out', tmp_path / 'out/records.jsonl']
+    options = [tmp_path, '--limit', 2, '--sections', 'reasoner', '--out', tmp_path / 'out/records.jsonl']
     done = rr_command('evaluate', *options, timeout=1200)
     assert done.returncode == 0 and 'fog' in done.stdout and '|' in done.stdout, done.stderr
     lines = (tmp_path / 'out/records.jsonl').read_text().splitlines()
     assert {json.loads(line)['condition'] for line in lines} == {'mixed', 'all kinds', 'clean'}
+    shutil.copy(photos / 'letter.jpg', tmp_path / 'b.jpg')
     as_json = rr_command('evaluate', *options, '--json', timeout=1200)
     assert as_json.stdout.splitlines() == lines, 'known records are not made again'
+    assert as_json.returncode == 1 and re.fullmatch(r'rr: .*b\.jpg: not an image in a known format\n', as_json.stderr), as_json.stderr
 
 
 def test_after_reinforcement_learning(tmp_path, photos, restored):
@@ -230,12 +234,40 @@ def test_model_text_cannot_steer_the_terminal():
     assert printable('fog\x1b[2J 042\nrain') == 'fog?[2J 042\nrain'
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='file names are bytes on Linux only')
+def test_names_that_standard_output_cannot_hold(tmp_path, small_photo):
+    names = [os.fsdecode(b'bad\xff.png'), '猫😀é.png']
+    for name in names:
+        small_photo.save(tmp_path / name)
+    done = rr_command('restore', *names, 'no\udcff.png', '--out', 'out', '--json', cwd=tmp_path, timeout=1200, PYTHONIOENCODING='cp1252')
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and 'no such file' in done.stderr, done.stderr
+    assert [json.loads(line)['input'] for line in done.stdout.splitlines()] == names
+    assert {p.name for p in (tmp_path / 'out').iterdir()} == {f'{n[:-4]}.{e}' for n in names for e in ('restored.png', 'trace.html')}
+    text = rr_command('degrade', names[0], '--fog', 9, '--out', 'a.png', cwd=tmp_path, PYTHONIOENCODING='utf-8:strict')
+    assert text.returncode == 0 and text.stdout == 'bad\\udcff.png: fog 9 -> a.png\n', text.stderr
+
+
+@pytest.mark.parametrize('photo', [CAT, 'no.jpg'])
+def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path, photo):
+    unread = 'import os, sys; read, write = os.pipe(); os.close(read); os.dup2(write, {}); from rr.cli import main; sys.exit(main(sys.argv[1:]))'
+    stream = 2 if photo == 'no.jpg' else 1
+    done = python('-c', unread.format(stream), 'degrade', photo, '--fog', 9, '--out', tmp_path / 'a.png')
+    assert done.returncode == 141 and done.stdout == '' == done.stderr, done.stderr
+
+
 def test_seed_decides_and_clean_pixels_stay_when_untouched(tmp_path):
     outs = [tmp_path / f'{k}.png' for k in 'abc']
     for out, seed in zip(outs, (1, 1, 2)):
         rr_command('degrade', CAT, '--noise', 30, '--seed', seed, '--out', out)
     a, b, c = (read_photo(p).image for p in outs)
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_seed_may_be_large(tmp_path, capsys):
+    from rr.cli import main
+
+    assert main(['degrade', str(CAT), '--noise', '30', '--seed', '1000000000000000000', '--out', str(tmp_path / 'a.png')]) == 0
+    assert capsys.readouterr().err == ''
 
 
 def test_no_option_prints_a_traceback_for_a_missing_file():
@@ -299,3 +331,21 @@ def test_calibrate_refuses_photos_that_are_too_small(photos, capsys):
     from rr.cli import main
 
     assert main(['calibrate', str(photos / 'monday')]) == 2 and '192 pixels' in capsys.readouterr().err
+
+
+def test_calibrate_tries_to_write_before_it_measures(tmp_path, capsys, monkeypatch):
+    import rr.severity
+    from rr.cli import Unusable, main
+
+    measured = []
+    def measure(*_, **__):
+        measured.append((tmp_path / 'missing/dir').is_dir())
+        raise Unusable('measured')
+    monkeypatch.setattr(rr.severity, 'ramp_losses', measure)
+    command = ['calibrate', str(CAT.parent), '--n', '1', '--overwrite', '--out']
+    (tmp_path / 'file').write_text('mine')
+    for out in ('file/t.json', '.'):
+        assert main([*command, str(tmp_path / out)]) == 2 and str(tmp_path) in capsys.readouterr().err
+    assert not measured
+    assert main([*command, str(tmp_path / 'missing/dir/t.json')]) == 2 and measured == [True]
+    assert not list((tmp_path / 'missing/dir').iterdir())

@@ -1,15 +1,15 @@
 "Pair i of a stream is always pair i; folders, captions, exclusions and depth maps are read as documented."
-import json, math
+import json, math, os, pickle
 from dataclasses import replace
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, random_window,
-                     read_depth, read_exclusions, softened)
-from rr.core import seeded
-from rr.degrade import degrade, strength
+from rr.data import (STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, made_ahead, random_window,
+                     read_depth, read_exclusions, softened, synthesize)
+from rr.core import PhotoError, seeded, write_photo
+from rr.degrade import degrade, severity_table, strength, use_scale
 from rr.diagnosis import Diagnosis
 
 @pytest.fixture
@@ -58,6 +58,34 @@ def test_exclusions_and_captions_are_relative_to_their_files(folder):
     seen = {PairStream(photos, 64, seed=0, scenes=scenes)[i].diagnosis.scene.scene for i in range(12)}
     assert 'a room' in seen
 
+def test_hidden_files_are_not_photos(folder):
+    before = clean_photos(folder)
+    (folder/'.thumbnails').mkdir()
+    for name in ('._0.png', '.rr-0123456789ab.png', '.thumbnails/0.png'): (folder/name).write_bytes(before[0].read_bytes())
+    assert clean_photos(folder) == before
+    assert [p.name for p in clean_photos(folder/'.thumbnails')] == ['0.png']  # unless it is asked for
+
+def test_a_path_may_lead_through_its_parent(folder, monkeypatch):
+    (folder/'lists').mkdir()
+    (folder/'lists'/'t.tsv').write_text('file\n../sub/1.png\n')
+    (folder/'lists'/'c.jsonl').write_text(json.dumps(dict(file='../sub/0.png', scene='a room')) + '\n')
+    monkeypatch.chdir(folder/'lists')
+    names = lambda *sources: [p.name for p in clean_photos('../sub', read_exclusions(*sources))]
+    for source in ('t.tsv', '../lists/t.tsv', folder/'sub'/'..'/'sub'/'1.png', '../sub/1.png'): assert names(source) == ['0.png', '2.png']
+    for captions in ('c.jsonl', folder/'sub'/'..'/'lists'/'c.jsonl'):
+        scenes = load_captions(captions)
+        assert scenes[clean_photos('../sub')[0]].scene == scenes[clean_photos(folder)[0]].scene == 'a room'
+        pair = next(evaluation_pairs('../sub', Recipe(clean_share=1.), scenes=scenes))
+        assert pair.name == '0.png' and pair.diagnosis.scene.scene == 'a room'
+
+def test_a_folder_is_left_out_whole_and_a_source_that_is_not_there_is_refused(folder):
+    (folder/'test'/'deep').mkdir(parents=True)
+    os.link(folder/'sub'/'0.png', folder/'test'/'deep'/'kept.png')
+    assert len(clean_photos(folder)) == 4
+    assert [p.name for p in clean_photos(folder, read_exclusions(folder/'test'))] == ['0.png', '1.png', '2.png']
+    for missing in ('tset', 'sub/9.png', 'bad.tsv'):
+        with pytest.raises(FileNotFoundError, match=f'{missing}: not there'): read_exclusions(folder/missing)
+
 def test_depth_maps_are_found_and_are_not_photos(folder):
     depth = np.tile(np.linspace(1000, 60000, 300).astype(np.uint16), (260, 1))
     Image.fromarray(depth).save(folder/'sub'/'0_depth.png')
@@ -66,10 +94,24 @@ def test_depth_maps_are_found_and_are_not_photos(folder):
     assert d.shape == (1, 260, 300) and d.max() == 1 and d[0, 0, 0] == pytest.approx(1000 / 60000, abs=1e-3)
     assert read_depth(folder/'sub'/'1.png') is None
 
+@pytest.mark.parametrize('size', [(600, 520), (150, 130), (100, 87), (299, 260)])
+def test_a_depth_map_of_another_size_is_scaled_to_the_photo(folder, size):
+    steps = np.zeros(size[::-1], np.uint8); steps[:, size[0] // 2:] = 250
+    Image.fromarray(steps).save(folder/'sub'/'0_depth.png')
+    path, seen = folder/'sub'/'0.png', PairStream([folder/'sub'/'0.png'], 64, Recipe(('fog',), region_share=1.))
+    for depth in (read_depth(path), read_depth(path, (260, 300)), seen.read(path)[1]):
+        assert depth.shape == (1, 260, 300) and depth[0, :, :145].max() < .05 and depth[0, :, 155:].min() > .95
+    assert seen[0].degraded.shape == (3, 64, 64)
+    assert next(evaluation_pairs(folder, Recipe(('fog',), region_share=1.))).degraded.shape == (3, 260, 300)
+
+def test_a_depth_map_of_another_shape_is_named(folder):
+    Image.new('L', (200, 260), 90).save(folder/'sub'/'0_depth.png')
+    for ask in (lambda: PairStream(clean_photos(folder)[:1], 64)[0], lambda: next(evaluation_pairs(folder)), lambda: read_depth(folder/'sub'/'0.png')):
+        with pytest.raises(PhotoError, match='0_depth.png.*200x260.*300x260'): ask()
+
 def test_fog_by_measured_depth_is_compared_with_fog_by_other_depth(folder, capsys):
     from rr.data import compare_fog, main
     from rr.degrade import pseudo_depth
-    from rr.core import write_photo
     with pytest.raises(FileNotFoundError, match='depth map'): main([str(folder), '--depth'])
     clean = read_photo(folder/'sub'/'0.png').image
     write_photo(folder/'sub'/'0_depth.png', pseudo_depth(clean, seeded(3)).expand(3, -1, -1))
@@ -230,3 +272,25 @@ def test_noise_is_as_strong_without_colour():
         stored = as_stored(pair, seeded(s)).degraded
         if torch.equal(stored[0], stored[1]): strength_left.append(float((stored - grey).std() / (noisy.image - grey).std()))
     assert len(strength_left) > 1 and min(strength_left) > .9
+
+def test_workers_that_are_not_forked_use_the_same_scale(folder, tmp_path, monkeypatch):
+    "A forked worker that forgets the scale stands for one that is spawned, which takes a quarter of a minute to import torch."
+    def spawned(*args, loader=torch.utils.data.DataLoader, worker_init_fn=None, **options):
+        start = pickle.loads(pickle.dumps(worker_init_fn)) or (lambda worker: None)
+        return loader(*args, **options, multiprocessing_context='fork', worker_init_fn=lambda worker: (use_scale(None), start(worker)))
+    monkeypatch.setattr(torch.utils.data, 'DataLoader', spawned)
+    photos, recipe, table = clean_photos(folder), Recipe(('noise',), max_kinds=1, severity=(50, 50)), severity_table()
+    stream = PairStream(photos, 64, recipe)
+    try:
+        use_scale(table | dict(kinds=table['kinds'] | dict(noise=[p / 4 for p in table['kinds']['noise']])))
+        sigma = stream[0].diagnosis.findings['noise'].parameters['sigma']
+        made = made_ahead(stream.__getitem__, workers=1, end=1)
+        assert next(made).diagnosis.findings['noise'].parameters['sigma'] == sigma
+        synthesize(photos, tmp_path/'pairs', 1, recipe, size=64, workers=1)
+    finally: use_scale(None)
+    record = json.loads((tmp_path/'pairs'/'metadata.jsonl').read_text())
+    assert record['parameters']['noise']['sigma'] == sigma < stream[0].diagnosis.findings['noise'].parameters['sigma'] / 2
+
+def test_a_kind_that_a_worker_does_not_know_is_named():
+    from rr.data import _start_worker
+    with pytest.raises(ValueError, match='dim: not registered.*workers=0'): _start_worker(0, severity_table(), ('noise', 'dim'))

@@ -152,6 +152,21 @@ def test_fused_loss_is_a_mean_rank():
     assert np.abs(short(losses['noise']) - fuse(losses['noise'])).max() < .02
 
 
+def test_a_kind_is_placed_where_its_own_losses_put_it(monkeypatch):
+    "Losses that calibrated a table give its rows again, at the weak end too, though the table keeps only quantiles."
+    rng, stations = np.random.default_rng(0), np.array([.02, .05, .1, .2, .4, .7, 1.])
+    bend = lambda power: np.array([[unit * (.8 + .4 * rng.random()) * stations ** power for unit in (1, 50)] for _ in range(12)])
+    losses, metrics = dict(fog=bend(.6), noise=bend(.8), rain=bend(1.)), ('gmsd', 'nlpd')
+    table = calibrate(losses, 'hand', metrics, stations)
+    monkeypatch.setattr('rr.severity.ramp_losses', lambda photos, kinds, *rest: {k: losses[k] for k in kinds})
+    for kind, row in table['kinds'].items():
+        assert place_kind(kind, [], table, stations=stations)['kinds'][kind] == pytest.approx(row, abs=.003, rel=.03)
+    full, short = FusedLoss.from_ramps(losses, metrics, stations), FusedLoss.from_table(table)
+    for loss in losses.values():
+        assert np.abs(short(loss) - full(loss)).max() < .006
+        assert np.abs(short.each(loss).mean(0) - short(loss)).max() < 1e-9
+
+
 def test_rising_is_the_nearest_rising_curve():
     rng = np.random.default_rng(0)
     for _ in range(20):

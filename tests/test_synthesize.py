@@ -93,6 +93,23 @@ def test_a_foreign_folder_is_left_alone(photos, tmp_path):
     assert (tmp_path/'metadata.jsonl').read_text() == '{"file_name": "cat.jpg"}\n'
 
 
+@pytest.mark.parametrize('name', ['clean', 'damaged'])
+def test_photos_of_ones_own_are_not_overwritten(photos, tmp_path, name):
+    (tmp_path/name).mkdir()
+    for file in ('000000.png', '.rr-mine.png'): (tmp_path/name/file).write_bytes(photos[0].read_bytes())
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match='holds another data set'): synthesize(clean_photos(tmp_path), tmp_path, 2, size=64)
+    assert contents(tmp_path) == before and [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_what_a_kill_left_is_cleared(photos, tmp_path):
+    synthesize(photos, tmp_path, 1, size=64)
+    (tmp_path/'clean'/'.rr-0123.png').write_bytes(b'half')
+    with pytest.raises(ValueError, match='other settings'): synthesize(photos, tmp_path, 2, size=32)
+    assert (tmp_path/'clean'/'.rr-0123.png').exists()
+    assert synthesize(photos, tmp_path, 2, size=64) == 1 and not (tmp_path/'clean'/'.rr-0123.png').exists()
+
+
 def test_pairs_come_back(photos, tmp_path):
     synthesize(photos, tmp_path, 3, size=64, seed=5)
     folder, stream = PairFolder(tmp_path), PairStream(photos, 64, EVALUATION, 5)
