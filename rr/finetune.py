@@ -7,12 +7,13 @@ __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_column
            'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
            'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'freeze_words',
-           'old_names', 'add_adapter', 'save_adapter', 'merge_adapter', 'prompt_for', 'begin_with', 'teach',
-           'save_memory', 'kept_for_backward', 'training_memory', 'short_side', 'streams_of_sizes', 'run_trainer',
-           'change_eyes', 'change_words', 'rehearse', 'train_words', 'build_parser', 'main']
+           'old_names', 'add_adapter', 'plain_weights', 'save_adapter', 'merge_adapter', 'prompt_for', 'begin_with',
+           'plain_base', 'check_base', 'teach', 'save_memory', 'kept_for_backward', 'training_memory', 'short_side',
+           'streams_of_sizes', 'last_checkpoint', 'run_trainer', 'change_eyes', 'change_words', 'rehearse',
+           'train_words', 'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
-import argparse, copy, itertools, json, math, os, time, warnings
+import argparse, copy, itertools, json, math, os, shutil, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,8 +31,8 @@ from .nano import (
     nano_reasoner_config)
 from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape, weights_mark
 from .reasoner import (
-    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, full_question, memory_needed, pictures,
-    reasoner_folder, unwrapped)
+    SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, check_mark, full_question, is_nano,
+    load_nano, memory_needed, physical_order, pictures, reasoner_folder, unwrapped, with_adapter)
 
 # %% ../nbs/08_finetune.ipynb #08-005
 class DiagnosisHead(nn.Module):
@@ -434,6 +435,11 @@ def add_adapter(
             r=rank, lora_alpha=alpha or 2 * rank, target_modules=layers, task_type='CAUSAL_LM'))
 
 # %% ../nbs/08_finetune.ipynb #08-049
+def plain_weights(model) -> dict[str, Tensor]:  # a `state_dict`
+    "The weights of a model with or without an adapter, under the names that they have without it."
+    return {k.replace('.base_layer.', '.'): v
+            for k, v in unwrapped(model).state_dict().items() if '.lora_' not in k}
+
 def save_adapter(
     model,  # as `add_adapter` returns it
     folder:Path|str,
@@ -445,10 +451,8 @@ def save_adapter(
     folder, state = Path(folder), model.state_dict()
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(unwrapped(model).model.visual, NanoTower):
-        below = {k.replace('.base_layer.', '.'): v for k, v in unwrapped(model).state_dict().items()
-                 if '.lora_' not in k}
         with atomic_path(folder/'base.json', overwrite=True) as path:
-            path.write_text(json.dumps(dict(mark=weights_mark(below))) + '\n')
+            path.write_text(json.dumps(dict(mark=weights_mark(plain_weights(model)))) + '\n')
         state = {k: v.half() for k, v in state.items()}
     model.peft_config['default'].base_model_name_or_path = str(base)
     model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)  # they are not trained
@@ -459,11 +463,11 @@ def merge_adapter(
     folder:Path|str,  # of an adapter
     out:Path|str,  # new folder, which then needs no base
 ):
-    "Add an adapter to the weights of its base, and save the sum."
-    from peft import PeftModel
+    """Add an adapter to the weights of its base, and save the sum. `ValueError` where these are no longer the
+    weights that it was trained on."""
     folder, out = reasoner_folder(folder), Path(out)
     base, kinds = Reasoner.from_pretrained(adapter_base(str(folder))), adapter_kinds(str(folder))
-    model = PeftModel.from_pretrained(base.model, folder).merge_and_unload()
+    model = with_adapter(base.model, folder)
     if isinstance(model.model.visual, NanoTower): save_nano_reasoner(model, base.processor, out)
     else: model.save_pretrained(out); base.processor.save_pretrained(out)
     (out/'kinds.json').write_text(json.dumps(list(kinds)) + '\n')
@@ -481,16 +485,44 @@ def begin_with(
     model,  # as `add_adapter` returns it
     folder:Path|str,  # of an adapter
 ):
-    "Take over the weights of an adapter, where it has any. `ValueError` for one of another rank."
+    """Take over the weights of an adapter; layers that it lacks stay as they are. `ValueError` for one of
+    another rank or scale, for other weights, or with layers that `model` has no adapter on."""
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
-    weights = load_file(reasoner_folder(folder)/'adapter_model.safetensors')
-    try: set_peft_model_state_dict(model, {k: v.float() for k, v in weights.items()})
+    folder = reasoner_folder(folder)
+    check_mark(folder, plain_weights(model))
+    mine, its = model.peft_config['default'], json.loads((folder/'adapter_config.json').read_text())
+    weights = {k: v.float() for k, v in load_file(folder/'adapter_model.safetensors').items()}
+    try: lost = set_peft_model_state_dict(model, weights).unexpected_keys
     except RuntimeError as e:
         raise ValueError(f'{folder}: an adapter of another rank, or for another model') from e
+    if lost: raise ValueError(f'{folder} has {len(lost)} weights for layers without an adapter here, the '
+                              f'first is {lost[0]}: those of the vision tower need vision=True (--vision)')
+    if its['lora_alpha'] != mine.lora_alpha:
+        raise ValueError(f'{folder} has alpha {its["lora_alpha"]}, got {mine.lora_alpha}: pass its alpha')
 
+def plain_base(base:str):
+    "`ValueError` where the name is that of an adapter, which another adapter cannot be put on."
+    if adapter_base(base):
+        raise ValueError(f'{base} is an adapter, and a new one needs plain weights: '
+                         f'merge_adapter({str(base)!r}, FOLDER) makes them')
+
+def check_base(
+    reasoner:Reasoner, base:str,  # as for `teach`
+):
+    "`ValueError` where an adapter that was trained on this reasoner could not be loaded on `base`."
+    plain_base(base)
+    if hasattr(reasoner.model, 'peft_config'):
+        raise ValueError('the reasoner has an adapter already: load its base anew and begin with the adapter '
+                         '(start), or load the sum of both (merge_adapter)')
+    mark = lambda model: weights_mark(model.state_dict())
+    if is_nano(str(base)) and mark(load_nano(str(base))[0]) != mark(reasoner.model):
+        raise ValueError(f'the reasoner has other weights than {base}, or another precision: pass its own '
+                         'name as base; if that is an adapter, merge_adapter it first and load the sum')
+
+# %% ../nbs/08_finetune.ipynb #08-050-teach
 def teach(
-    reasoner:Reasoner,  # of any size, with or without an adapter
+    reasoner:Reasoner,  # of any size, without an adapter
     streams:list[PairStream],  # what to learn from
     folder:Path|str,  # checkpoints, log.jsonl and, in the end, the adapter; resumes
     base:str='nano',  # name of the reasoner's own weights, for the adapter's file
@@ -498,15 +530,16 @@ def teach(
     steps:int=200,
     batch:int=8,  # photos in an update, in each process
     rank:int=16, alpha:float|None=None, vision:bool=False,  # as for `add_adapter`
-    start:Path|str|None=None,  # an adapter of the same rank to begin with; layers that it lacks begin at zero
+    start:Path|str|None=None,  # an adapter of the same rank and alpha; layers that it lacks begin at zero
     learning_rate:float=5e-4,
     opening_share:float=0., severity_weight:float|None=None,  # as for `ChatCollator`
     **settings,  # of `TrainingArguments`: gradient_checkpointing, gradient_accumulation_steps, bf16, ...
 ) -> Reasoner:
-    "Fine-tune a reasoner with LoRA; the same lines for nano and Qwen, on one process or many."
-    folder, kinds = Path(folder), tuple(kinds or reasoner.kinds)
-    model = (reasoner.model if hasattr(reasoner.model, 'peft_config')
-             else add_adapter(reasoner.model, rank, alpha, vision))
+    """Fine-tune a reasoner with LoRA; the same lines for nano and Qwen, on one process or many. `ValueError`
+    for a reasoner that has an adapter already, or other weights than `base`."""
+    check_base(reasoner, base)
+    folder, kinds = Path(folder), physical_order(kinds or reasoner.kinds)
+    model = add_adapter(reasoner.model, rank, alpha, vision)
     if start: begin_with(model, start)
     if settings.get('gradient_checkpointing'): model.enable_input_require_grads()
     prompt = prompt_for(reasoner.prompt, reasoner.kinds, kinds)
@@ -589,12 +622,23 @@ def streams_of_sizes(
                       for i, size in enumerate(mirrored, len(sizes))]
 
 # %% ../nbs/08_finetune.ipynb #08-062
+def last_checkpoint(folder:Path) -> tuple[str|None, int]:  # its path, the updates behind it
+    """The newest checkpoint that was written to its end; removes those that were not. The trainer writes its
+    state last."""
+    whole = {}
+    for path in folder.glob('checkpoint-*'):
+        try: whole[json.loads((path/'trainer_state.json').read_text())['global_step']] = str(path)
+        except (OSError, ValueError): shutil.rmtree(path, ignore_errors=True)
+    done = max(whole, default=0)
+    return whole.get(done), done
+
 def run_trainer(model, data, collator, folder:Path, **settings):
     "Train, going on from the last checkpoint in `folder` if there is one, with the pairs that come next."
-    done = max((int(p.name.split('-')[1]) for p in folder.glob('checkpoint-*')), default=0)
-    data.start = done * settings['per_device_train_batch_size'] * int(os.environ.get('WORLD_SIZE', 1))
+    last, done = last_checkpoint(folder)
+    each = settings['per_device_train_batch_size'] * settings.get('gradient_accumulation_steps', 1)
+    data.start = done * each * int(os.environ.get('WORLD_SIZE', 1))
     reasoner_trainer(model, data, collator, folder, ignore_data_skip=True, **settings).train(
-        resume_from_checkpoint=done > 0)
+        resume_from_checkpoint=last)
 
 def change_eyes(model, tower:Path):
     """Give a nano reasoner the convolutions, spectra and gist of a `tower.pt`; the projections that its
@@ -618,7 +662,8 @@ def change_words(model, old, new):  # -> model
                  old.encode(plain) if '\ufffd' not in plain else
                  [words[byte] for byte in piece])
         other.get_input_embeddings().weight[i] = known[spelt].mean(0)
-    rest = {k: v for k, v in model.state_dict().items() if v.shape == other.state_dict()[k].shape}
+    rest = {k: v for k, v in model.state_dict().items() if v.shape == other.state_dict()[k].shape
+            and not k.endswith(('embed_tokens.weight', 'lm_head.weight'))}
     other.load_state_dict(rest, strict=False)
     return other
 
@@ -758,6 +803,9 @@ def main(args:list[str]|None=None):
     if kinds != KINDS and a.part != 'lora': p.error(f'{a.part} knows {", ".join(KINDS)}; --kinds is for lora')
     if a.weights and len(a.weights) != len(kinds):
         p.error(f'got {len(a.weights)} weights; expected one for each of {", ".join(kinds)}')
+    if a.part == 'lora':
+        try: plain_base(a.base)
+        except ValueError as e: p.error(f'{e}; or --base {adapter_base(a.base)} --start {a.base}')
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))

@@ -157,7 +157,7 @@ class Gist(nn.Module):
     def forward(self, pictures:Tensor, spectra:Tensor) -> Tensor:  # (N, out_size)
         standard = ((self.statistics(pictures, spectra) - self.mean) / self.scale).clamp(-5, 5)
         # so many inputs: with a spread of 1 each, one update would change too much
-        return self.mlp(.2 * standard)
+        return self.mlp((.2 * standard).to(self.mean.dtype))
 
 # %% ../nbs/06_nano.ipynb #06-024
 TOWER_WIDTHS, TOWER_DEPTHS = (32, 64, 128, 192), (2, 2, 2, 1)  # what ships
@@ -192,7 +192,7 @@ class NanoTower(nn.Module):
     def features(self, pictures:Tensor) -> Tensor:  # (N, 3, H, W) -> (N, H/32 * W/32, out_size)
         "Tokens of a batch of equally large pictures, row by row."
         x = self.body(pictures.to(memory_format=torch.channels_last)).flatten(2).transpose(1, 2)
-        spectra = block_spectra(pictures)
+        spectra = block_spectra(pictures).to(self.dtype)
         x = self.norm(x + self.spectrum(spectra))
         return self.project(x) + (self.summary(x.mean(1)) + self.gist(pictures, spectra))[:, None]
 

@@ -6,14 +6,14 @@
 __all__ = ['SYSTEM', 'SCALE', 'EXAMPLE', 'FULL_PROMPT', 'SHORT_PROMPT', 'PARENT', 'DEPTH', 'FOUR_BIT', 'QWEN_SHAPES',
            'SHIPPED_ADAPTERS', 'SURE', 'ReasonerError', 'Prompt', 'parameter_text', 'full_question', 'chat',
            'within_budget', 'as_photos', 'pictures', 'model_inputs', 'with_examples', 'evaluating', 'end_tokens',
-           'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'shared_end', 'Opening', 'closing',
-           'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide', 'tree_tokens', 'tree_ancestors',
-           'tree_distribution', 'expected', 'for_kinds', 'spread', 'median', 'unwrapped', 'cache_argument',
-           'prefix_tree', 'Branches', 'subset_probabilities', 'most_probable', 'padded', 'severities_given',
-           'severity_if_named', 'severity_and_on', 'measure', 'Reply', 'read_reply', 'to_replies', 'memory_needed',
-           'free_memory', 'check_memory', 'quantization', 'qwen_config', 'one_line', 'check_folder', 'hub_reachable',
-           'fetch', 'load_qwen', 'reasoner_folder', 'adapter_base', 'is_nano', 'adapter_kinds', 'load_nano',
-           'with_adapter', 'load_reasoner', 'Reasoner', 'severity_with_gradient']
+           'decode', 'hang_severity', 'digit_tokens', 'opening_tokens', 'shared_end', 'physical_order', 'Opening',
+           'closing', 'quantile_digit', 'decimal_follows', 'sign_twins', 'MedianDigits', 'Guide', 'tree_tokens',
+           'tree_ancestors', 'tree_distribution', 'expected', 'for_kinds', 'spread', 'median', 'unwrapped',
+           'cache_argument', 'prefix_tree', 'Branches', 'subset_probabilities', 'most_probable', 'padded',
+           'severities_given', 'severity_if_named', 'severity_and_on', 'measure', 'Reply', 'read_reply', 'to_replies',
+           'memory_needed', 'free_memory', 'check_memory', 'quantization', 'qwen_config', 'one_line', 'check_folder',
+           'hub_reachable', 'fetch', 'load_qwen', 'reasoner_folder', 'adapter_base', 'is_nano', 'adapter_kinds',
+           'load_nano', 'check_mark', 'with_adapter', 'load_reasoner', 'Reasoner', 'severity_with_gradient']
 
 # %% ../nbs/07_reasoner.ipynb #07-002
 import inspect, json, math, re, time, warnings
@@ -117,10 +117,10 @@ def within_budget(
         raise ReasonerError(f'photo of {image.shape[2]}x{image.shape[1]} pixels: {e}') from e
     return view[0].clamp(0, 1)
 
-def as_photos(images) -> list[Tensor]:  # (3,H,W) each
-    "One photo or many (tensor, PIL image, array, path) as a list of tensors."
+def as_photos(images) -> list:  # of photos, as they came
+    "One photo or many (tensor, PIL image, array, path) as a list; no file is read yet."
     many = isinstance(images, (list, tuple)) or isinstance(images, Tensor) and images.ndim == 4
-    return [to_tensor(image) for image in (images if many else [images])]
+    return list(images) if many else [images]
 
 # %% ../nbs/07_reasoner.ipynb #07-026
 def pictures(views:list[list[Tensor]], prompt:Prompt) -> list[Tensor]:
@@ -241,13 +241,20 @@ def shared_end(
     last = max(sum(1 for _ in same) - 1, 0)
     return [t[:len(t) - last] for t in texts], texts[0][len(texts[0]) - last:]
 
+def physical_order(kinds:tuple[str, ...]) -> tuple[str, ...]:
+    "The kinds in the order in which a chain of thought names them; `ValueError` for unknown ones."
+    if strange := [k for k in kinds if k not in DEGRADATIONS]:
+        raise ValueError(f'unknown kinds {", ".join(strange)}: expected some of {", ".join(DEGRADATIONS)}')
+    return tuple(k for k in DEGRADATIONS if k in kinds)
+
 class Opening:
     "The graph of all legal beginnings of a chain of thought."
     def __init__(
         self,
         tokenizer,
-        kinds:tuple[str, ...] = KINDS,  # in physical order
+        kinds:tuple[str, ...] = KINDS,  # in any order
     ):
+        kinds = physical_order(kinds)
         self.digits, self.kinds, self.root, self.graphs, self.site_nodes = (
             digit_tokens(tokenizer), kinds, {}, {}, set())
         self.line_ends = {i for token, i in tokenizer.get_vocab().items()
@@ -889,26 +896,32 @@ def adapter_kinds(
     if strange := [k for k in kinds if k not in DEGRADATIONS]:
         raise ReasonerError(f'{name} diagnoses {", ".join(strange)}: '
                             'register that kind first (rr.degrade.register)')
-    return kinds
+    return physical_order(kinds)
 
 # %% ../nbs/07_reasoner.ipynb #07-101
 SURE = .7  # threshold of the nano reasoner: rather miss a weak kind than repair what is not broken
 
-def load_nano(name:str, device:torch.device, dtype:torch.dtype) -> tuple:  # model, processor
+def load_nano(name:str) -> tuple:  # model, in float32 and on the CPU, and processor
     "The nano reasoner, from the package or a folder."
-    try: model, processor = load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
+    try: return load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
     except Exception as e: raise ReasonerError(f'the nano reasoner cannot be loaded: {one_line(e)}') from e
-    return model.to(device, dtype), processor
+
+def check_mark(
+    folder:Path,  # of an adapter; one without a fingerprint passes
+    weights:dict[str, Tensor],  # a `state_dict`
+):
+    "`ValueError` where an adapter was trained on other weights than these."
+    mark = folder / 'base.json'
+    if mark.is_file() and json.loads(mark.read_text())['mark'] != weights_mark(weights):
+        raise ValueError(f'{folder} was trained on other weights than these')
 
 def with_adapter(
-    model,  # a nano reasoner
+    model,  # in the precision in which it was saved
     folder:Path,  # of an adapter
 ):  # a model of the same class
     "Add the corrections of an adapter to the weights; `ValueError` where they were learnt on other weights."
     from peft import PeftModel
-    mark = folder / 'base.json'
-    if mark.is_file() and json.loads(mark.read_text())['mark'] != weights_mark(model.state_dict()):
-        raise ValueError('it was trained on other weights than these')
+    check_mark(folder, model.state_dict())
     return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
 def load_reasoner(
@@ -927,13 +940,15 @@ def load_reasoner(
     small = is_nano(source := base or str(name))
     if small and (quantize or min_pixels or max_pixels):
         raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
-    if small: model, processor = load_nano(source, device, dtype or torch.float32)
+    if small: model, processor = load_nano(source)
     else: model, processor = load_qwen(source, device, dtype or torch.bfloat16, quantize)
     folder = reasoner_folder(name)
     if base and small:
         model = fetch('adapter', str(folder), lambda *_, **__: with_adapter(model, folder), offline=True)
     elif base: fetch('adapter', str(folder), lambda f, **_: model.load_adapter(f), offline=True)
-    if small: return cls(model, processor, SHORT_PROMPT, nano_views, kinds=kinds, threshold=SURE)
+    if small:  # cast now, with its adapter added
+        model = model.to(device, dtype or torch.float32)
+        return cls(model, processor, SHORT_PROMPT, nano_views, kinds=kinds, threshold=SURE)
     p = processor.image_processor
     p.size = {'shortest_edge': min_pixels or p.size['shortest_edge'],
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}
@@ -949,13 +964,13 @@ class Reasoner:
         prompt:Prompt = FULL_PROMPT,
         make_views=None,  # photo (3,H,W) -> list of views (3,h,w); None: the photo within the pixel budget
         batch_size:int = 8,  # photos that go through the model together
-        kinds:tuple[str, ...] = KINDS,  # what it quantifies, in physical order
+        kinds:tuple[str, ...] = KINDS,  # what it quantifies, in any order; kept in physical order
         # stage 1 names the kinds whose probability of being there exceeds it, 0..1; for all, or one for each
         threshold:float|dict[str, float] = .5,
     ):
         self.model, self.processor, self.tokenizer = model.eval(), processor, processor.tokenizer
         self.prompt, self.make_views, self.batch_size, self.kinds, self.threshold = (
-            prompt, make_views, batch_size, tuple(kinds), threshold)
+            prompt, make_views, batch_size, physical_order(kinds), threshold)
         self.opening = Opening(self.tokenizer, kinds=self.kinds)
 
     from_pretrained = classmethod(load_reasoner)
@@ -969,10 +984,11 @@ class Reasoner:
         return self.make_views(image) if self.make_views else [within_budget(image, self.processor)]
 
     def batches(self, images):
-        "The model's inputs, `batch_size` photos at a time."
-        views = [self.views(image) for image in as_photos(images)]
-        for i in range(0, len(views), self.batch_size):
-            yield model_inputs(self.processor, views[i:i + self.batch_size], self.prompt).to(self.device)
+        "The model's inputs, `batch_size` photos at a time; files are read when their batch comes."
+        photos = as_photos(images)
+        for i in range(0, len(photos), self.batch_size):
+            views = [self.views(image) for image in photos[i:i + self.batch_size]]
+            yield model_inputs(self.processor, views, self.prompt).to(self.device)
 
     def measure(self, inputs:dict) -> tuple[Tensor, Tensor]:  # (B,K,101), (B,K)
         "Distributions of the severities and probabilities of presence for one batch, on the CPU."

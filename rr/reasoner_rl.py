@@ -19,9 +19,9 @@ from .core import autocast, to_pil
 from .data import PairStream, Recipe, clean_photos, read_exclusions
 from .degrade import KINDS
 from .diagnosis import CoTError, Diagnosis, parse_cot
-from .finetune import add_adapter, save_adapter
+from .finetune import add_adapter, plain_base, save_adapter
 from .reasoner import Guide, Opening, Reasoner, end_tokens, evaluating, model_inputs
-from .reinforce import Run, RunSettings, write_rows
+from .reinforce import Run, RunSettings, pairs_mark, rows_are_of, write_rows
 from .rl import GRPO
 
 # %% ../nbs/18_reasoner_rl.ipynb #18-005
@@ -156,6 +156,7 @@ class ReasonerGRPOConfig:
 # %% ../nbs/18_reasoner_rl.ipynb #18-024
 class ReasonerGRPO(GRPO):
     "Group-relative policy optimisation of what a reasoner writes."
+    step_log_probs = False  # those of tokens
     def __init__(self,
         reasoner:Reasoner,  # those of its weights that require a gradient are trained
         reward=None,  # (texts, truth) -> (n,); default `VerifiableReward`
@@ -250,6 +251,8 @@ def main(args:list[str]|None=None):
     p.add_argument('--threads', type=int, help='CPU threads')
     p.add_argument('--seed', type=int, default=0)
     a = p.parse_args(args)
+    try: plain_base(a.base)
+    except ValueError as e: p.error(str(e))
     if a.threads: torch.set_num_threads(a.threads)
     torch.manual_seed(a.seed)
     base = Reasoner.from_pretrained(a.base)
@@ -257,16 +260,17 @@ def main(args:list[str]|None=None):
         photos, size, Recipe(max_kinds=a.max_kinds, clean_share=.08), seed=seed)
     held_out = ([stream(clean_photos(a.held_out), 1, 320)[i] for i in range(a.held_out_count)]
                 if a.held_out else [])
-    if held_out and not (a.out/'before.jsonl').exists():
-        a.out.mkdir(parents=True, exist_ok=True)
-        write_rows(a.out/'before.jsonl', severity_rows(base, held_out))
     reasoner = Reasoner(add_adapter(base.model, a.rank, vision=a.vision), base.processor, base.prompt,
-                        base.make_views, base.batch_size, base.kinds)
+                        base.make_views, base.batch_size, base.kinds, base.threshold)
     trainer = ReasonerGRPO(
         reasoner, config=ReasonerGRPOConfig(a.group, a.temperature, a.lr, kl=a.kl, seed=a.seed))
     photos = clean_photos(a.photos, read_exclusions(*a.exclude))
     run = Run(trainer, stream(photos, a.seed, a.size), None, a.out,
               RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
+    of = dict(pairs=pairs_mark(held_out), base=run.asked['base weights'])
+    if held_out and not rows_are_of(a.out/'before.jsonl', of):
+        with reasoner.model.disable_adapter():
+            write_rows(a.out/'before.jsonl', severity_rows(base, held_out), of)
     run.go()
     with run.averaged():
         save_adapter(reasoner.model, a.out/'adapter', a.base, base.kinds)

@@ -12,9 +12,10 @@ from rr.core import asset, bundled_photos, read_photo, seeded
 from rr.data import SEVEN, PairStream, Recipe, clean_photos
 from rr.degrade import DEGRADATIONS, KINDS, Degradation, Parameter, degrade, register, to_linear, to_srgb
 from rr.diagnosis import Diagnosis, Finding, Scene, parse_cot
-from rr.finetune import ChatCollator, add_adapter, begin_with, kept_for_backward, main, merge_adapter, sample_texts, prompt_for, save_adapter, save_memory, teach, training_memory
+from rr.finetune import (ChatCollator, Rehearsal, add_adapter, begin_with, change_words, kept_for_backward, main, merge_adapter, run_trainer, sample_texts, prompt_for,
+                         save_adapter, save_memory, teach, training_memory)
 from rr.nano import build_nano_reasoner, load_nano_reasoner, nano_processor, nano_reasoner_config, nano_views, save_nano_reasoner, train_tokenizer
-from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, chat, full_question, is_nano, model_inputs, qwen_config, with_examples
+from rr.reasoner import FULL_PROMPT, SHORT_PROMPT, Prompt, Reasoner, ReasonerError, adapter_kinds, chat, full_question, is_nano, model_inputs, qwen_config, with_examples
 from tiny_qwen import tiny_model, tiny_processor
 
 PHOTOS = Path(__file__).parents[1] / 'rr/assets/photos'
@@ -105,6 +106,41 @@ def test_an_adapter_begins_where_a_smaller_one_ended(nano_folder, tmp_path, vign
     with pytest.raises(ValueError, match='another rank'): begin_with(add_adapter(Reasoner.from_pretrained(nano_folder).model, 3), tmp_path / 'a')
 
 
+def test_an_adapter_begins_only_where_nothing_of_it_is_lost(nano_folder, tmp_path):
+    fresh = lambda **options: add_adapter(load_nano_reasoner(nano_folder)[0], 2, **options)
+    save_adapter(fresh(alpha=3, vision=True), tmp_path / 'eyes', nano_folder)
+    begin_with(fresh(alpha=3, vision=True), tmp_path / 'eyes')
+    with pytest.raises(ValueError, match='weights for layers without an adapter here.*visual.*vision=True'): begin_with(fresh(alpha=3), tmp_path / 'eyes')
+    with pytest.raises(ValueError, match='has alpha 3, got 4'): begin_with(fresh(vision=True), tmp_path / 'eyes')
+
+
+def test_kinds_come_in_any_order(nano_folder, tmp_path):
+    given, ordered = ('noise', 'snow', 'fog'), ('fog', 'snow', 'noise')
+    base = Reasoner.from_pretrained(nano_folder)
+    one, other = (Reasoner(base.model, base.processor, base.prompt, base.make_views, kinds=kinds) for kinds in (given, ordered))
+    assert one.kinds == ordered and torch.equal(one.severity(PHOTO), other.severity(PHOTO))
+    assert teach(base, streams(kinds=given), tmp_path, nano_folder, given, steps=1, batch=1, rank=2).kinds == ordered
+    (tmp_path / 'kinds.json').write_text(json.dumps(given))
+    assert adapter_kinds(tmp_path) == ordered
+    with pytest.raises(ValueError, match='unknown kinds hail'): Reasoner(base.model, base.processor, kinds=('fog', 'hail'))
+    with pytest.raises(ValueError, match='unknown kinds hail'): teach(Reasoner.from_pretrained(nano_folder), streams(), tmp_path, nano_folder, ('hail',))
+
+
+def test_an_adapter_is_taught_on_plain_weights_only(nano_folder, tmp_path, capsys):
+    run = lambda reasoner, base: teach(reasoner, streams(), tmp_path / 'a', base, steps=1, batch=1, rank=2)
+    base = Reasoner.from_pretrained(nano_folder)
+    tuned = run(base, nano_folder)
+    for again in (tuned, base): pytest.raises(ValueError, run, again, nano_folder).match('has an adapter already')
+    pytest.raises(ValueError, run, Reasoner.from_pretrained(tmp_path / 'a'), tmp_path / 'a').match(r"is an adapter.*merge_adapter\('.*a', FOLDER\)")
+    pytest.raises(ValueError, run, Reasoner.from_pretrained(tmp_path / 'a'), 'nano').match('other weights than nano')
+    with pytest.raises(SystemExit): main(['lora', str(PHOTOS), str(tmp_path), '--base', 'nano-seven'])
+    assert "merge_adapter('nano-seven', FOLDER) makes them; or --base nano --start nano-seven" in capsys.readouterr().err
+    assert len(list((tmp_path / 'a').glob('checkpoint-*'))) == 1, 'refused before anything was trained'
+    merge_adapter(tmp_path / 'a', tmp_path / 'sum')
+    teach(Reasoner.from_pretrained(tmp_path / 'sum'), streams(), tmp_path / 'b', tmp_path / 'sum', steps=1, batch=1, rank=2)
+    assert Reasoner.from_pretrained(tmp_path / 'b').kinds == KINDS
+
+
 @pytest.mark.parametrize('vision', [False, True])
 def test_adapter_of_qwen_through_the_same_lines(tmp_path, vision):
     reasoner = Reasoner(tiny_model(spread=.05), tiny_processor(), SHORT_PROMPT)
@@ -159,6 +195,43 @@ def test_an_adapter_is_refused_on_other_weights(nano_folder, tmp_path):
     with torch.no_grad(): model.model.visual.project.bias += .1
     save_nano_reasoner(model, processor, tmp_path / 'base')
     with pytest.raises(ReasonerError, match='other weights'): Reasoner.from_pretrained(tmp_path / 'a')
+    with pytest.raises(ValueError, match='other weights'): merge_adapter(tmp_path / 'a', tmp_path / 'sum')
+    with pytest.raises(ValueError, match='other weights'): begin_with(add_adapter(model, 2), tmp_path / 'a')
+
+
+def test_a_checkpoint_that_was_cut_short_is_passed_over(nano_folder, tmp_path):
+    "As a kill or a full disk leaves it: some files are there, the state of the trainer is not, or not whole."
+    run = lambda steps: teach(Reasoner.from_pretrained(nano_folder), streams(), tmp_path, nano_folder, steps=steps, batch=1, rank=2, save_steps=2, save_total_limit=3)
+    run(2)
+    for name, state in (('checkpoint-3', None), ('checkpoint-4', '{"global_st')):
+        shutil.copytree(tmp_path / 'checkpoint-2', tmp_path / name)
+        weights = tmp_path / name / 'adapter_model.safetensors'
+        weights.write_bytes(weights.read_bytes()[:1000])
+        (tmp_path / name / 'trainer_state.json').unlink()
+        if state: (tmp_path / name / 'trainer_state.json').write_text(state)
+    run(4)
+    assert sorted(p.name for p in tmp_path.glob('checkpoint-*')) == ['checkpoint-2', 'checkpoint-4']
+    assert [json.loads(line)['step'] for line in (tmp_path / 'log.jsonl').read_text().splitlines()] == [2, 4]
+
+
+def test_accumulated_updates_go_on_with_the_pairs_that_come_next(nano_folder, tmp_path):
+    model, processor = load_nano_reasoner(nano_folder)
+    run = lambda data, steps: run_trainer(model, data, ChatCollator(processor, None), tmp_path, max_steps=steps, save_steps=1, warmup_steps=0,
+                                          per_device_train_batch_size=2, gradient_accumulation_steps=3)
+    first, second = Rehearsal([Scene()]), Rehearsal([Scene()])
+    run(first, 1); run(second, 2)
+    assert (first.start, second.start) == (0, 6)
+
+
+def test_words_keep_their_meaning_when_the_vocabulary_changes_its_order():
+    old, new = (train_tokenizer(sample_texts([scene], 200), vocab_size=450) for scene in (Scene(), Scene('indoor', 'flash', 'a red cup', ('cup',), 'rim')))
+    model = build_nano_reasoner(nano_reasoner_config(old, 64, 1, 4))
+    assert len(new) == len(old) and new.get_vocab() != old.get_vocab()
+    other = change_words(model, old, new)
+    was, now = model.get_input_embeddings().weight, other.get_input_embeddings().weight
+    for piece in new.get_vocab().keys() & old.get_vocab().keys():
+        assert torch.equal(now[new.get_vocab()[piece]], was[old.get_vocab()[piece]]), piece
+    assert other.lm_head.weight is now and torch.equal(other.model.visual.project.weight, model.model.visual.project.weight)
 
 
 def test_the_shipped_adapter_sees_what_the_weights_below_it_do_not(tmp_path):

@@ -12,6 +12,7 @@ import rr.reasoner
 from rr.core import bundled_photos, read_photo
 from rr.degrade import DEGRADATIONS, KINDS, degrade, severity_of, strength
 from rr.diagnosis import Diagnosis, parse_cot
+from rr.finetune import teach
 from rr.nano import nano_views
 from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Branches, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
                          digit_tokens, expected, hang_severity, measure, median, memory_needed, model_inputs, most_probable,
@@ -513,6 +514,7 @@ def test_lora_adapter_folder_loads_its_base_and_answers_like_the_tuned_model(tin
     loaded.prompt = SHORT_PROMPT
     assert torch.allclose(loaded.severity(photo), want, atol=1e-3)
     assert (want - tiny.severity(photo)).abs().max() > .5
+    with pytest.raises(ValueError, match='has an adapter already'): teach(loaded, [], path, 'tiny')
 
 def one_line(error): return '\n' not in str(error.value) and str(error.value)
 
@@ -652,6 +654,21 @@ def test_nano_openings_are_canonical(nano):
 
 def test_nano_takes_no_qwen_options():
     with pytest.raises(ReasonerError, match='Qwen size'): Reasoner.from_pretrained('nano', quantize='4bit')
+
+
+def test_nano_in_half_the_memory(nano, exact):
+    "The fingerprint is that of the saved weights; without bfloat16 units nothing casts what the tower sees."
+    seven, half = (Reasoner.from_pretrained(name, device='cpu', dtype=torch.bfloat16) for name in ('nano-seven', 'nano'))
+    assert seven.model.dtype == half.model.dtype == torch.bfloat16 and nano.model.dtype == torch.float32
+    foggy = degrade(read_photo(bundled_photos()['coffee']).image[:, :200, :200], {'fog': 60}, seed=1).image
+    assert (half.severity(foggy) - nano.severity(foggy)).abs().max() < 8
+
+def test_photos_are_read_batch_by_batch(nano, monkeypatch, tmp_path):
+    read = []
+    monkeypatch.setattr(rr.reasoner, 'to_tensor', lambda path: read.append(path) or noise(64, 64))
+    reasoner = Reasoner(nano.model, nano.processor, nano.prompt, nano.make_views, batch_size=2)
+    batches = reasoner.batches([f'{i}.png' for i in range(5)])
+    assert [next(batches) and len(read) for _ in range(3)] == [2, 4, 5] and next(batches, None) is None
 
 
 def test_a_reply_knows_when_each_token_came():

@@ -134,18 +134,29 @@ def test_rows_hold_what_the_errors_are_made_of(nano, pair):
     assert mean_errors(made_up) == dict(fog=6, rain=2, all=4) and mean_errors(made_up, 'written')['all'] == 0
 
 
-def test_command(tmp_path):
+def test_command(tmp_path, monkeypatch):
+    import rr.reasoner_rl
+    thresholds = []
+    monkeypatch.setattr(rr.reasoner_rl, 'severity_rows', lambda reasoner, pairs: thresholds.append(reasoner.threshold) or severity_rows(reasoner, pairs))
     photos = tmp_path / 'photos'
     photos.mkdir()
     for name, path in list(bundled_photos().items())[:2]: to_pil(read_photo(path).image[:, :128, :128]).save(photos / f'{name}.png')
     args = [str(photos), str(tmp_path / 'out'), '--updates', '1', '--batch', '1', '--group', '3', '--size', '96', '--pool', '2', '--rank', '2', '--threads', '1',
             '--held-out', str(photos), '--held-out-count', '2']
     main(args)
+    assert thresholds == [Reasoner.from_pretrained('nano', device='cpu').threshold] * 2, 'before and after are read alike'
     before, after = ([json.loads(line) for line in (tmp_path / f'out/{name}.jsonl').read_text().splitlines()] for name in ('before', 'after'))
     assert len(before) == len(after) == 2 and [r['true'] for r in before] == [r['true'] for r in after]
+    main([*args[:-1], '1'])
+    assert [json.loads(line) for line in (tmp_path / 'out/before.jsonl').read_text().splitlines()] == before[:1], 'of other photos, still without the adapter'
     loaded = Reasoner.from_pretrained(str(tmp_path / 'out/adapter'), device='cpu')
     assert loaded.kinds == Reasoner.from_pretrained('nano', device='cpu').kinds and loaded.severity(read_photo(photos / 'cat.png').image if (photos / 'cat.png').exists() else
                                                                                                   read_photo(next(photos.iterdir())).image).shape[1] == len(loaded.kinds)
+
+
+def test_an_adapter_is_no_base(tmp_path, capsys):
+    with pytest.raises(SystemExit): main([str(tmp_path), str(tmp_path / 'out'), '--base', 'nano-seven'])
+    assert "merge_adapter('nano-seven', FOLDER)" in capsys.readouterr().err and not (tmp_path / 'out').exists()
 
 
 # The Qwen size
