@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NFTConfig', 'holding', 'nft_loss', 'DiffusionNFT', 'GradientConfig', 'moved', 'RewardGradient', 'Curriculum',
-           'merge_lora', 'measure', 'change_table', 'write_rows', 'RunSettings', 'run_identity', 'severity_left', 'Run',
-           'reinforce', 'main']
+           'merge_lora', 'measure', 'change_table', 'write_rows', 'rows_are_of', 'pairs_mark', 'RunSettings',
+           'judge_mark', 'run_identity', 'severity_left', 'Run', 'reinforce', 'main']
 
 # %% ../nbs/17_reinforce.ipynb #17-004
 import argparse, json, time
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from .core import atomic_path, processes, psnr, rank, seeded, total
-from .data import PairStream, Recipe, clean_photos, read_exclusions
-from .flow import Predictions, WeightAverage, charbonnier, spectral
+from .data import PairStream, Recipe, clean_photos, read_exclusions, synthesis_settings
+from .flow import Predictions, WeightAverage, charbonnier, pixels_mark, spectral
 from .reasoner import severity_with_gradient
 from .restorer import NanoRestorer, draw_noise, measured_diagnoses
 from .rl import (
@@ -71,6 +71,7 @@ def nft_loss(
 # %% ../nbs/17_reinforce.ipynb #17-012
 class DiffusionNFT(GRPO):
     "Negative-aware fine-tuning of a flow policy: the same groups and rewards as `GRPO`, no probabilities."
+    step_log_probs = False
     def __init__(self, policy, reward, config:NFTConfig=None, log=None):
         super().__init__(policy, reward, config or NFTConfig(), log=log)
         self.old = [p.detach().clone() for p in self.parameters]
@@ -133,7 +134,7 @@ def moved(
 class RewardGradient(GRPO):
     """Direct fine-tuning of a flow policy by the gradient of a `SeverityReward`; photos of one size, with
     their clean photos."""
-    compares = False
+    compares = step_log_probs = False
     def __init__(self, policy, reward, config:GradientConfig=None, log=None):
         super().__init__(policy, reward, config or GradientConfig(), log=log)
         reward.reasoner.model.requires_grad_(False)
@@ -271,10 +272,29 @@ def change_table(
     return Table(table)
 
 # %% ../nbs/17_reinforce.ipynb #17-031
-def write_rows(path:Path, rows:list[dict]):
+def write_rows(
+    path:Path,
+    rows:list[dict],
+    of:dict=None,  # what they depend on, for `rows_are_of`: a note beside them, in a .json
+):
     "JSON lines, all or none."
+    note = path.with_suffix('.json')
+    if of: note.unlink(missing_ok=True)
     with atomic_path(path, overwrite=True) as file:
         file.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    if of:
+        with atomic_path(note) as file: file.write_text(json.dumps(of, indent=1) + '\n')
+
+def rows_are_of(path:Path, of:dict) -> bool:
+    "Whether `write_rows` wrote the file with the same note."
+    note = path.with_suffix('.json')
+    return path.exists() and note.exists() and json.loads(note.read_text()) == of
+
+def pairs_mark(
+    pairs:list,  # `Pair`s
+) -> list[str]:
+    "Name, seed and fingerprint of each damaged photo."
+    return [f'{p.name} {p.seed} {pixels_mark(p)}' for p in pairs]
 
 # %% ../nbs/17_reinforce.ipynb #17-032
 @dataclass
@@ -289,18 +309,34 @@ class RunSettings:
     average: float = 0.  # decay of the running average of the weights, `Run.averaged`; 0: it is the weights
 
 # %% ../nbs/17_reinforce.ipynb #17-034
-def run_identity(trainer:GRPO, settings:RunSettings) -> dict:
+def judge_mark(
+    judge,  # a `Reasoner`, a `TowerJudge`, or None
+) -> str:  # '' for None
+    "A fingerprint of the judge's weights."
+    from rr.evaluate import fingerprint
+    networks = [v for v in vars(judge).values() if isinstance(v, torch.nn.Module)] if judge else []
+    return fingerprint(torch.nn.ModuleList(networks)) if networks else ''
+
+def run_identity(trainer:GRPO, settings:RunSettings, stream:PairStream) -> dict:
     "What must be the same for a run to be the same run."
-    free, guard = ('updates', 'save_every'), getattr(trainer.reward, 'guard', None)
-    return dict(method=type(trainer).__name__, guard=getattr(guard, '__name__', ''),
+    from rr.evaluate import fingerprint
+    free, reward, policy = ('updates', 'save_every'), trainer.reward, trainer.policy
+    frozen = [p for p in getattr(policy, 'module', policy).parameters() if not p.requires_grad]
+    pairs = synthesis_settings(stream) | dict(mirrored=stream.mirrored)
+    return dict(method=type(trainer).__name__,
+                guard=getattr(getattr(reward, 'guard', None), '__name__', ''),
                 **asdict(trainer.config),
-                **{f'run {k}': v for k, v in asdict(settings).items() if k not in free})
+                **{f'run {k}': v for k, v in asdict(settings).items() if k not in free},
+                **{f'stream {k}': v for k, v in pairs.items()},
+                judge=judge_mark(getattr(reward, 'reasoner', None)),
+                **{'base weights': fingerprint(torch.nn.ParameterList(frozen)),
+                   'LoRA rank (shapes that train)': [list(p.shape) for p in trainer.parameters]})
 
 def severity_left(trainer:GRPO) -> list[float]:
-    """Severity left on each photo of the last update where the reward knows it, else the reward that is
-    missing to 1."""
+    """Severity left on each photo of the last update where the reward knows it, else 100 times what the
+    reward is short of 1, and 0 for more than 1."""
     known = [terms.get('severity_after') for terms in trainer.terms]
-    return [float(100 * (1 - r.mean()) if k is None else k.sum(1).mean())
+    return [max(0., float(100 * (1 - r.mean()))) if k is None else float(k.sum(1).mean())
             for k, r in zip(known, trainer.rewards)]
 
 # %% ../nbs/17_reinforce.ipynb #17-035
@@ -318,11 +354,15 @@ class Run:
         if self.settings.photos % processes():
             raise ValueError(f'{self.settings.photos} photos cannot be shared evenly '
                              f'by {processes()} processes')
+        if self.settings.photos > self.settings.pool:
+            raise ValueError(f'{self.settings.photos} different photos an update cannot be drawn from a pool '
+                             f'of {self.settings.pool}: take a larger pool, or fewer photos')
         self.folder.mkdir(parents=True, exist_ok=True)
         self.predict = diagnose and Predictions(diagnose, self.folder / f'diagnoses{rank() or ""}.jsonl')
         self.curriculum = Curriculum(self.settings.pool, self.settings.hardness)
         self.trained = torch.nn.ParameterList(trainer.parameters)
         self.average = WeightAverage(self.trained, self.settings.average)
+        self.asked = run_identity(trainer, self.settings, stream)
         if self.checkpoint.exists(): self.resume()
         trainer.log = self.folder / 'log.jsonl'
         # what came after the checkpoint is done again
@@ -338,14 +378,12 @@ class Run:
                      average=self.average.weights, average_steps=self.average.steps)
         with atomic_path(self.checkpoint, overwrite=True) as path: torch.save(state, path)
 
-    @property
-    def asked(self) -> dict:
-        "What must be the same for a run to be the same run."
-        return run_identity(self.trainer, self.settings)
-
     def resume(self):
         "Go on from the checkpoint."
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, map_location='cpu', weights_only=True)
+        if 'base weights' not in state['asked']:
+            raise ValueError(f'{self.checkpoint} is of an older version of rr, which did not note its photos '
+                             'and networks: take another folder')
         if differ := [k for k in self.asked | state['asked'] if self.asked.get(k) != state['asked'].get(k)]:
             raise ValueError(f'{self.checkpoint} belongs to a run with another {", ".join(differ)}: '
                              'take another folder')
@@ -418,9 +456,11 @@ def reinforce(
               RunSettings(a.updates, a.batch, a.pool, a.hardness, a.save_every, a.seed, a.average))
     held_out = validation_pairs(a.held_out, a.held_out_count, 256) if a.held_out and not rank() else []
     told = Predictions(diagnose, a.out / 'held_out_diagnoses.jsonl')(held_out) if held_out else []
-    before = a.out / 'before.jsonl'
-    if held_out and not before.exists():
-        with lora_off(policy.module): write_rows(before, measure(restorer, held_out, told, judges))
+    before, of = a.out / 'before.jsonl', dict(
+        pairs=pairs_mark(held_out), base=run.asked['base weights'], judge=run.asked['judge'],
+        other=judge_mark(other))
+    if held_out and not rows_are_of(before, of):
+        with lora_off(policy.module): write_rows(before, measure(restorer, held_out, told, judges), of)
     run.go()
     if rank(): return
     with run.averaged(): merge_lora(policy.module, a.strength)

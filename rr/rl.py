@@ -7,7 +7,7 @@ the restorer better."""
 __all__ = ['STEPS', 'Ends', 'path_ends', 'Step', 'gaussian_log_prob', 'euler_step', 'cps_step', 'sde_step', 'noise_budget',
            'GaussianFlow', 'Rollout', 'sample_with_log_probs', 'step_of', 'log_probs_of', 'severity_reward',
            'structure', 'fidelity', 'content_kept', 'no_guard', 'as_batch', 'SeverityReward', 'MetricGain',
-           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'window_at', 'sample_group', 'at_size',
+           'Advantages', 'advantages', 'policy_loss', 'GRPOConfig', 'chances', 'window_at', 'sample_group', 'at_size',
            'step_divergence', 'normalised_log_ratio', 'step_weights', 'group_gradient', 'reward_record', 'clipped_step',
            'GRPO', 'check_trainer', 'train_lora', 'lora_off', 'without_lora']
 
@@ -302,7 +302,7 @@ class SeverityReward:
     name = 'severity'
     def __init__(self,
         reasoner,  # has `severity(images) -> (B,K)`, 0-100, over its `kinds`, or over `KINDS` if it has none
-        weights:dict=None,  # kind -> weight; default 1 for each
+        weights:dict=None,  # kind -> weight, 0 for those left out; None: 1 for each
         guard=content_kept,  # (before, after, clean) -> (B,), 0-1
     ):
         kinds = getattr(reasoner, 'kinds', KINDS)
@@ -310,6 +310,9 @@ class SeverityReward:
         if unknown: raise ValueError(f'weights for {sorted(unknown)}; the kinds are {", ".join(kinds)}')
         self.reasoner, self.guard = reasoner, guard
         self.weights = torch.tensor([float((weights or {}).get(k, weights is None)) for k in kinds])
+        if not self.weights.any():
+            raise ValueError('no kind has a weight other than 0, so that every reward would be 0: weigh some '
+                             f'of {", ".join(kinds)}, or pass None')
 
     @torch.no_grad()
     def __call__(self, before, after, clean=None) -> torch.Tensor:  # (B,)
@@ -394,17 +397,22 @@ class GRPOConfig:
     seed: int = 0
 
 # %% ../nbs/11_rl.ipynb #11-063
+def chances(config:GRPOConfig) -> int:
+    "How many steps of a path can take a chance."
+    if config.step == 'euler' or not config.eta: return 0
+    return config.steps - (config.step == 'cps')  # the last step of CPS takes none
+
 def window_at(
     config:GRPOConfig,
     update:int,  # number of the update, from 0
 ) -> tuple[int, int]|None:  # the steps that take a chance, from and up to; None: all
     "Where the window of an update lies: it moves from the first step to the last, and begins again."
     if not config.window: return None
-    chances = config.steps - (config.step == 'cps')  # the last step of CPS takes none
-    if not 0 < config.window <= chances:
+    most = chances(config)
+    if not 0 < config.window <= most:
         raise ValueError(f'window is {config.window}; of {config.steps} steps of {config.step!r}, '
-                         f'{chances} can take a chance')
-    first = update // config.shift % (chances - config.window + 1)
+                         f'{most} can take a chance')
+    first = update // config.shift % (most - config.window + 1)
     return first, first + config.window
 
 # %% ../nbs/11_rl.ipynb #11-066
@@ -518,6 +526,7 @@ def clipped_step(
 class GRPO:
     "Group-relative policy optimisation of a flow policy by a reward, for all its weights or for a LoRA."
     compares = True  # restorations of a photo with each other, so that there must be two or more
+    step_log_probs = True  # are what it learns from, so that some steps must take a chance
     def __init__(self,
         policy:FlowPolicy,  # those of its parameters that require a gradient are trained
         reward,  # (before (3,H,W), after (n,3,H,W), clean (3,H,W) or None) -> (n,)
@@ -603,6 +612,10 @@ def check_trainer(trainer:GRPO):
     "ValueError for settings with which nothing could be learned."
     c = trainer.config
     if c.group < 2 and trainer.compares: advantages(torch.zeros(1, c.group))  # says why
+    if trainer.step_log_probs and not chances(c):
+        raise ValueError(f'no step of a path takes a chance with steps={c.steps}, step={c.step!r} and '
+                         f'eta={c.eta:g}, so none has a probability to learn from: take an eta above 0, '
+                         "step='sde', or step='cps' with 2 or more steps")
     if c.kl and trainer.reference is None:
         raise ValueError(f'kl is {c.kl} but there is no reference to stay near: pass reference=')
     if not trainer.parameters: raise ValueError('no parameter requires a gradient: nothing to train')

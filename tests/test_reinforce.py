@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+import rr.reinforce
 from rr.core import bundled_photos, read_photo, seeded, to_pil
 from rr.data import PairStream, Recipe
 from rr.diagnosis import Diagnosis
@@ -12,8 +13,8 @@ from rr.nano import NanoRestorerNet, load_nano_restorer
 from rr.finetune import TowerTrainer, TowerTraining
 from rr.nano import NanoTower
 from rr.reasoner import Reasoner
-from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, change_table, main, measure, merge_lora, moved,
-                          nft_loss)
+from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, change_table, judge_mark, main, measure, merge_lora, moved,
+                          nft_loss, pairs_mark, rows_are_of, run_identity, write_rows)
 from rr.restorer import NanoFlowPolicy, NanoRestorer
 from rr.rl import (GRPO, STEPS, SeverityReward, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
                    train_lora, window_at)
@@ -200,6 +201,74 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert len(make_run(tmp_path, 4).go()) == 4
 
 
+def lora_run(folder, rank=2, off=0., **stream):
+    torch.manual_seed(0)
+    net = NanoRestorerNet(widths=(16, 24, 32), depths=(1, 1, 1))
+    with torch.no_grad(): net.heads.bias.add_(off)
+    photos = dict(photos=list(bundled_photos().values()), size=48, recipe=Recipe(max_kinds=2), seed=3) | stream
+    return Run(GRPO(train_lora(NanoFlowPolicy(net), rank), brightness, GRPOConfig(group=2, steps=2)), PairStream(**photos), nothing, folder, RunSettings(updates=1, photos=1, pool=2))
+
+@pytest.mark.parametrize('other,named', [
+    (dict(photos=list(bundled_photos().values())[1:]), 'stream photos, stream fingerprint'), (dict(size=64), 'stream size'), (dict(recipe=Recipe(max_kinds=1)), 'stream recipe'),
+    (dict(seed=4), 'stream seed'), (dict(mirrored=True), 'stream mirrored'), (dict(off=.1), 'base weights'), (dict(rank=1), r'LoRA rank \(shapes that train\)')])
+def test_a_run_on_other_photos_or_networks_is_refused(tmp_path, other, named):
+    lora_run(tmp_path).save()
+    lora_run(tmp_path)
+    with pytest.raises(ValueError, match=f'another {named}: take another folder'): lora_run(tmp_path, **other)
+
+
+def test_a_run_with_another_judge_is_refused():
+    class Judge:
+        def __init__(self, weight): self.model = nn.Linear(1, 1); nn.init.constant_(self.model.weight, weight); nn.init.zeros_(self.model.bias)
+    policy = Blend()
+    marks = [run_identity(GRPO(policy, SeverityReward(Judge(w))), RunSettings(), stream())['judge'] for w in (1., 1., 2.)]
+    assert marks[0] == marks[1] != marks[2] and marks[0] == judge_mark(Judge(1.)) and judge_mark(None) == ''
+
+
+def test_a_checkpoint_without_photos_and_networks_is_refused(tmp_path):
+    run = make_run(tmp_path, 2)
+    run.asked = {k: v for k, v in run.asked.items() if not k.startswith(('stream', 'judge', 'base', 'LoRA'))}
+    run.save()
+    with pytest.raises(ValueError, match='did not note its photos and networks'): make_run(tmp_path, 2)
+
+
+def test_a_run_of_a_gpu_goes_on_without_one(tmp_path, monkeypatch):
+    run = make_run(tmp_path, 2)
+    run.update()
+    with monkeypatch.context() as m:
+        m.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
+        run.save()
+    again = make_run(tmp_path, 2)
+    assert again.trainer.history == run.trainer.history and again.curriculum.left.device.type == 'cpu'
+    again.go()
+
+
+def test_more_photos_than_the_pool_has_are_refused(tmp_path):
+    with pytest.raises(ValueError, match='7 different photos an update cannot be drawn from a pool of 6'):
+        Run(GRPO(Blend(), brightness), stream(), nothing, tmp_path / 'run', RunSettings(photos=7, pool=6))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_rewards_above_one_leave_nothing_and_the_run_goes_on(tmp_path):
+    run = make_run(tmp_path, 3)
+    run.trainer.reward = lambda before, after, clean=None: 3 + after.flatten(1).mean(1)  # as a gain in dB
+    run.go()
+    assert run.curriculum.left.min() == 0 and set(run.curriculum.left.tolist()) <= {0., 100.}
+
+
+def test_rows_are_those_of_their_note(tmp_path):
+    pairs, path = [stream()[i] for i in range(3)], tmp_path / 'before.jsonl'
+    of = dict(pairs=pairs_mark(pairs), base='a')
+    assert not rows_are_of(path, of)
+    path.write_text('{}\n')  # without a note: of nobody knows what
+    assert not rows_are_of(path, of)
+    write_rows(path, [dict(a=1)], of)
+    assert rows_are_of(path, of) and path.read_text() == '{"a": 1}\n'
+    other = PairStream(list(bundled_photos().values()), 48, Recipe(max_kinds=1), seed=3)
+    for change in (dict(pairs=pairs_mark(pairs[:2])), dict(pairs=pairs_mark([other[i] for i in range(3)])), dict(base='b')):
+        assert not rows_are_of(path, of | change)
+
+
 def test_the_log_is_written_as_the_run_goes_on(tmp_path):
     run = make_run(tmp_path, 4)
     run.update()  # before the first checkpoint
@@ -347,15 +416,21 @@ def test_command(tmp_path, method):
     assert (tmp_path / 'out/correction/correction.safetensors').stat().st_size < .2 * (tmp_path / 'out/weights/model.safetensors').stat().st_size
 
 
-def test_command_with_a_second_opinion(tmp_path):
+def test_command_with_a_second_opinion(tmp_path, monkeypatch):
     photos = list(bundled_photos().values())[:1]
     TowerTrainer(NanoTower(32), [PairStream(photos, 96)], tmp_path / 'other', TowerTraining(batch=2)).save()
     folder = str(photos[0].parent)
-    main([folder, str(tmp_path / 'out'), '--method', 'gradient', '--updates', '1', '--batch', '1', '--size', '96', '--pool', '1', '--threads', '1', '--held-out', folder, '--held-out-count', '4',
-          '--other-judge', str(tmp_path / 'other')])
+    args = [folder, str(tmp_path / 'out'), '--method', 'gradient', '--updates', '1', '--batch', '1', '--size', '96', '--pool', '1', '--threads', '1', '--held-out', folder,
+            '--other-judge', str(tmp_path / 'other'), '--held-out-count']
+    main([*args, '4'])
     before, after = ([json.loads(line) for line in (tmp_path / f'out/{name}.jsonl').read_text().splitlines()] for name in ('before', 'after'))
     assert len(before) == len(after) == 4 and all(0 <= r['left_other'] <= 400 and r['left_judge'] >= 0 for r in before + after)
     assert [r['photo'] for r in before] == [r['photo'] for r in after] and before != after
+    asked = []
+    monkeypatch.setattr(rr.reinforce, 'measure', lambda restorer, pairs, *_: asked.append(len(pairs)) or before[:len(pairs)])
+    for count in '42': main([*args, count])
+    assert asked == [4, 2, 2], 'after; before and after of other photos'
+    with pytest.raises(ValueError, match='another base weights'): main([*args, '2', '--restorer', 'nano-rl'])
 
 
 def test_measure_counts_what_is_left():

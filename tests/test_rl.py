@@ -11,7 +11,7 @@ from rr.diagnosis import Diagnosis, Finding
 from rr.nano import NanoRestorerNet
 from rr.rl import (GRPO, GRPOConfig, GaussianFlow, MetricGain, STEPS, SeverityReward, advantages, cps_step, euler_step,
                    log_probs_of, no_guard, noise_budget, path_ends, policy_loss, sample_with_log_probs,
-                   sde_step, severity_reward, structure, train_lora, without_lora)
+                   sde_step, severity_reward, structure, train_lora, window_at, without_lora)
 
 PAIRS = [(1., 0.75), (0.75, 0.5), (0.5, 0.25), (0.25, 0.)]
 
@@ -148,6 +148,12 @@ def test_reward_object():
     assert only_noise(photo(0.6, 0, 0, 0.3), photo(0, 0, 0, 0.1)).tolist() == pytest.approx([0.4])
     with pytest.raises(ValueError, match='snow'): SeverityReward(FixedJudge(), {'snow': 1.})
     with pytest.raises(ValueError, match='one size'): reward([photo(), torch.zeros(3, 8, 8)], [photo(), photo()])
+
+
+@pytest.mark.parametrize('weights', [{}, {'noise': 0.}])
+def test_a_reward_that_weighs_nothing_is_refused(weights):
+    with pytest.raises(ValueError, match='every reward would be 0'): SeverityReward(FixedJudge(), weights)
+    assert SeverityReward(FixedJudge()).weights.tolist() == [1.] * 4
 
 
 def test_guards_see_content_and_not_contrast():
@@ -288,6 +294,12 @@ def test_reference_holds_the_policy_back():
     (free, _), (held, record) = drift(1e-9), drift(10.)
     assert held < 0.7 * free and record['kl'] > 0
     with pytest.raises(ValueError, match='reference'): GRPO(Blend(), brightness, GRPOConfig(kl=0.1))
+
+
+@pytest.mark.parametrize('config', [dict(steps=1), dict(eta=0.), dict(step='euler'), dict(step='sde', eta=0.)])
+def test_paths_that_take_no_chance_are_refused(config):
+    with pytest.raises(ValueError, match='no step of a path takes a chance'): GRPO(Blend(), brightness, GRPOConfig(**config))
+    with pytest.raises(ValueError, match='0 can take a chance'): window_at(GRPOConfig(**config, window=1), 0)
 
 
 def test_nothing_to_train_is_said():
