@@ -9,16 +9,17 @@ __all__ = ['PRESENT', 'STATISTICS', 'CONDITIONS', 'CLASSICAL', 'SPEAKERS', 'MEAS
            'low_light_statistic', 'jpeg_statistic', 'SeverityEstimator', 'fit_estimator', 'Baselines', 'fit_baselines',
            'Condition', 'fixed_severity', 'Source', 'evaluation_photos', 'condition_pair', 'box_mean', 'guided_filter',
            'dehaze', 'unsharp_mask', 'total_variation', 'non_local_means', 'bm3d', 'installed', 'RecordLog',
-           'fingerprint', 'rank_of', 'reasoner_record', 'through_network', 'restored_versions', 'restorer_record',
-           'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'ranks', 'rank_correlation',
-           'reasoner_table', 'doubt_table', 'writing_table', 'restorer_row', 'restorer_table', 'speed_table', 'Results',
-           'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain', 'paired_photos', 'noisy_photos',
-           'evaluate_pairs', 'read_levels', 'level_table', 'compare_twins']
+           'fingerprint', 'photo_mark', 'rank_of', 'reasoner_record', 'through_network', 'restored_versions',
+           'restorer_record', 'one_megapixel', 'measure_command', 'speed_record', 'with_interval', 'ranks',
+           'rank_correlation', 'reasoner_table', 'doubt_table', 'writing_table', 'restorer_row', 'restorer_table',
+           'speed_table', 'Results', 'Evaluation', 'check_names', 'evaluate', 'plot_severity', 'plot_gain',
+           'paired_photos', 'noisy_photos', 'evaluate_pairs', 'read_levels', 'level_table', 'compare_twins']
 
 # %% ../nbs/14_evaluate.ipynb #14-002
 import hashlib, json, math, os, subprocess, sys, tempfile, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +29,12 @@ import torch
 import torch.nn.functional as F
 
 from .core import (
-    LUMA, asset, atomic_path, bundled_photos, luma, psnr, read_photo, seeded, to_tensor, write_photo)
+    LUMA, PhotoError, asset, atomic_path, bundled_photos, luma, psnr, read_photo, seeded, to_tensor,
+    write_photo)
 from .data import EVALUATION, Pair, Recipe, clean_photos, make_pair, read_depth, whole_lines
 from .degrade import (
     DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, blur_kernel, convolve, degrade, gaussian_kernel,
-    kind_generator, severity_of, to_linear)
+    kind_generator, severity_of, severity_table, to_linear)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
 from .reasoner import expected as expected_value, for_kinds, spread
@@ -288,7 +290,7 @@ def evaluation_photos(
 )->list[Source]:
     "The clean photos of the folders, named apart."
     folders = [folders] if isinstance(folders, (str, Path)) else folders
-    folders = [Path(f).absolute() for f in folders]
+    folders = [Path(os.path.abspath(f)) for f in folders]
     prefix = lambda folder: f'{folder.name}/' if len(folders) > 1 else ''
     return [Source(prefix(f) + p.relative_to(f).as_posix(), p, i)
             for f in folders for i, p in enumerate(clean_photos(f)[:limit])]
@@ -388,27 +390,34 @@ def installed(
 
 # %% ../nbs/14_evaluate.ipynb #14-068
 class RecordLog:
-    "Records by (section, condition, name, settings); with a path, on disk as they come."
+    "Records by (section, condition, name, settings, photo); with a path, on disk as they come."
     def __init__(self, path=None):
         self.path, self.records = path and Path(path), {}
         if self.path and self.path.exists(): self._read()
 
     @staticmethod
-    def key(record:dict)->tuple: return tuple(record[k] for k in ('section', 'condition', 'name', 'settings'))
+    def key(record:dict)->tuple:
+        return *(record[k] for k in ('section', 'condition', 'name', 'settings')), record.get('photo')
+
+    def _keep(self, record):
+        self.records.pop(self.key(record), None) # the newest comes last
+        self.records[self.key(record)] = record
 
     def _read(self):
         whole_lines(self.path)
         for number, line in enumerate(self.path.read_text(encoding='utf-8').splitlines(), 1):
-            try: record = json.loads(line); self.records[self.key(record)] = record
+            try: self._keep(json.loads(line))
             except (ValueError, KeyError, TypeError):
                 problem = f'{self.path}, line {number}: no record of an evaluation; choose another file'
                 raise ValueError(problem) from None
 
-    def get(self, *key): return self.records.get(key)
+    def get(self, section:str, condition:str, name:str, settings:str, photo:str|None=None)->dict|None:
+        "The record of one photo, if it is known; `photo` is None in old files."
+        return self.records.get((section, condition, name, settings, photo))
 
     def add(self, record:dict)->dict:
         "Keep a record, and write it whole."
-        self.records[self.key(record)] = record
+        self._keep(record)
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, 'a', encoding='utf-8') as file: file.write(json.dumps(record) + '\n')
@@ -428,9 +437,21 @@ def fingerprint(
     return digest.hexdigest()[:12]
 
 # %% ../nbs/14_evaluate.ipynb #14-070
-def _digest(settings:dict)->str:
-    text = json.dumps(settings, sort_keys=True, default=str)
+def _plain(value): # in a form that JSON has
+    if not torch.is_tensor(value): return str(value)
+    data = value.detach().float().cpu().contiguous().numpy()
+    return [*value.shape, hashlib.sha256(data).hexdigest()]
+
+def _digest(value)->str: # 12 hexadecimal digits
+    text = json.dumps(value, sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+# %% ../nbs/14_evaluate.ipynb #14-photo-mark
+def photo_mark(
+    source:Source,
+)->str: # 12 hexadecimal digits; `PhotoError` for a file that holds no photo
+    "A hash of what the damage depends on: the photo, its depth map and its place in the folder."
+    return _digest([read_photo(source.path).image, read_depth(source.path), source.index])
 
 # %% ../nbs/14_evaluate.ipynb #14-072
 def _by_kind(values)->dict: return {kind: round(float(v), 3) for kind, v in zip(KINDS, values)}
@@ -496,10 +517,12 @@ def restored_versions(
     condition:Condition,
     steps:int|None=None,
     seed:int=0,
+    quiet:torch.Tensor|None=None, # (3, H, W), the damaged photo as the pipeline hands it to the restorer
 ):
     "Yield (method, image): the restorer under several diagnoses, and classical methods."
     photo = pair.degraded
-    yield 'predicted', restorer.restore([photo], [diagnosis], steps=steps, seed=seed)[0]
+    handed = photo if quiet is None else quiet
+    yield 'predicted', restorer.restore([handed], [diagnosis], steps=steps, seed=seed)[0]
     if pair.diagnosis and condition.name != 'clean':
         yield 'true', restorer.restore([photo], [pair.diagnosis], steps=steps, seed=seed)[0]
     if condition.name == 'blur' and pair.diagnosis and 'blur' in pair.diagnosis.findings:
@@ -518,10 +541,11 @@ def restorer_record(
     condition:Condition,
     steps:int|None=None,
     seed:int=0,
+    quiet:torch.Tensor|None=None, # as for `restored_versions`
 )->dict:
     "PSNR and SSIM of the input and of every restored version; PSNR is None where the images are equal."
     scores, seconds, began = {'input': _scores(pair.degraded, pair.clean)}, {}, time.perf_counter()
-    for method, image in restored_versions(pair, diagnosis, restorer, condition, steps, seed):
+    for method, image in restored_versions(pair, diagnosis, restorer, condition, steps, seed, quiet):
         seconds[method] = round(time.perf_counter() - began, 3)
         scores[method], began = _scores(image, pair.clean), time.perf_counter()
     return dict(true=pair.diagnosis and _severities(pair.diagnosis), written=_severities(diagnosis),
@@ -741,6 +765,7 @@ class Results:
     "All records of an evaluation, and the tables made of them."
     records:list=field(repr=False)
     settings:dict=field(default_factory=dict) # seed, photos, models
+    failed:dict=field(default_factory=dict) # name of a photo that was left out -> why
 
     @property
     def per_image(self)->list[dict]: return self.records
@@ -750,11 +775,13 @@ class Results:
         return [r for r in self.records if r['section'] == section and condition in (None, r['condition'])]
 
     def tables(self)->list[Table]:
-        "The tables of the sections that were run."
+        "The tables of the sections that were run, and of the photos that were left out."
         makers = [('reasoner', reasoner_table), ('reasoner', lambda r: reasoner_table(r, 'all kinds')),
                   ('reasoner', doubt_table), ('reasoner', writing_table), ('restorer', restorer_table),
                   ('speed', speed_table)]
-        return [t for section, make in makers if (found := self.select(section)) and (t := make(found))]
+        left_out = Table([dict(photo=n, reason=why) for n, why in self.failed.items()], caption='Left out')
+        tables = [make(found) for section, make in makers if (found := self.select(section))]
+        return [t for t in (*tables, left_out) if t]
 
     def table(self, form:str='markdown')->str: # or 'html'
         "All tables as text."
@@ -779,11 +806,25 @@ class Results:
 
     @classmethod
     def load(cls, path)->'Results':
-        "The records in a file that `save` or `evaluate(out=...)` wrote."
-        return cls(list(RecordLog(path).records.values()))
+        """The records in a file that `save` or `evaluate(out=...)` wrote. Where a condition has records of
+        several settings, only those of the newest record; where a photo has several of these, the newest."""
+        records = RecordLog(path).records.values()
+        last = {(r['section'], r['condition']): r['settings'] for r in records}
+        return cls(list({(r['section'], r['condition'], r['name']): r for r in records
+                         if last[r['section'], r['condition']] == r['settings']}.values()))
 
 # %% ../nbs/14_evaluate.ipynb #14-107
 SECTIONS = ('reasoner', 'restorer', 'speed')
+
+# %% ../nbs/14_evaluate.ipynb #14-decides
+_OF_REASONER = ('prompt.system', 'prompt.question', 'prompt.examples', 'kinds', 'threshold',
+                'processor.image_processor.size')
+_OF_RESTORER = ('tile', 'overlap', 'policy.latents.pixels', 'policy.negative_prompt', 'policy.true_cfg_scale',
+                'policy.max_sequence_length')
+
+def _options(part, paths)->dict: # None for what this size of the part does not have
+    find = lambda path: reduce(lambda found, name: getattr(found, name, None), path.split('.'), part)
+    return {path: find(path) for path in paths}
 
 # %% ../nbs/14_evaluate.ipynb #14-109
 class Evaluation:
@@ -803,37 +844,37 @@ class Evaluation:
 
     def settings(self, section:str, condition:Condition|None)->str: # a hash
         "Everything that decides a record besides the photo."
-        train = [str(t) for t in self.train or ()]
-        own = (dict(train=train) if section == 'reasoner'
-               else dict(steps=self.steps, measure=self.pipeline.measure))
+        p = self.pipeline
+        own = (dict(train=list(self.train or ())) if section == 'reasoner' else
+               dict(steps=self.steps, measure=p.measure and (p.in_doubt, p.max_new_tokens),
+                    restorer=_options(p.restorer, _OF_RESTORER)))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
-        threshold = getattr(self.pipeline.reasoner, 'threshold', None)
-        return _digest(dict(seed=self.seed, condition=condition, models=models, tried=tried,
-                            threshold=threshold, **own))
+        return _digest(dict(seed=self.seed, scale=severity_table(), condition=condition, models=models,
+                            tried=tried, reasoner=_options(p.reasoner, _OF_REASONER), **own))
 
-    def diagnosis(self, pair:Pair, condition:Condition)->Diagnosis:
+    def diagnosis(self, pair:Pair, condition:Condition, mark:str)->Diagnosis:
         """What the restorer is told: what the reasoner says, from its record if there is one, with what can
         be measured on the photo."""
-        known, photo = (
-            self.log.get('reasoner', condition.name, pair.name, self.settings('reasoner', condition)),
-            pair.degraded.clamp(0, 1))
+        settings, photo = self.settings('reasoner', condition), pair.degraded.clamp(0, 1)
+        known = self.log.get('reasoner', condition.name, pair.name, settings, mark)
         if known is None: stated = self.pipeline.reasoner.reply([photo])[0].diagnosis
         else: stated = parse_cot(known['cot']).diagnosis if known['valid'] else Diagnosis()
         return self.pipeline.told(photo, stated)
 
-    def record(self, section:str, condition:Condition, name:str, make_pair:Callable)->dict:
-        "The record of one photo: from the log, or made now."
+    def record(self, section:str, condition:Condition, name:str, mark:str, make_pair:Callable)->dict:
+        "The record of one photo, known by the hash `mark`: from the log, or made now."
         settings = self.settings(section, condition)
-        head = dict(section=section, condition=condition.name, name=name, settings=settings)
+        head = dict(section=section, condition=condition.name, name=name, settings=settings, photo=mark)
         known = self.log.get(*head.values())
         if known is not None: return known
         pair = make_pair()
         if section == 'reasoner':
             body = reasoner_record(pair, self.pipeline.reasoner, self.baselines(condition))
         else:
-            body = restorer_record(pair, self.diagnosis(pair, condition), self.pipeline.restorer, condition,
-                                   self.steps, self.seed)
+            told = self.diagnosis(pair, condition, mark)
+            body = restorer_record(pair, told, self.pipeline.restorer, condition, self.steps, self.seed,
+                                   self.pipeline.quieted(pair.degraded, told))
         return self.log.add(head | dict(seed=pair.seed) | body)
 
     @property
@@ -867,7 +908,8 @@ def evaluate(
     train:Iterable|None=None, # clean photos that the baselines are fitted on; default: the bundled ones
     progress:bool=True,
 )->Results:
-    "Damage, diagnose and restore every photo of a folder, and count."
+    """Damage, diagnose and restore every photo of a folder, and count. Photos that cannot be read are left
+    out (`Results.failed`); `PhotoError` if none can."""
     from tqdm.auto import tqdm
     check_names('section', sections, SECTIONS)
     check_names('condition', conditions, CONDITIONS)
@@ -879,10 +921,19 @@ def evaluate(
     wanted = {'reasoner': ('mixed', 'all kinds', 'clean'), 'restorer': tuple(conditions)}
     jobs = [(section, CONDITIONS[c], s) for section in SECTIONS[:2] if section in sections
             for c in wanted[section] for s in sources]
-    records = [run.record(section, c, s.name, lambda: condition_pair(s, c, seed))
-               for section, c, s in tqdm(jobs, leave=False, disable=not progress)]
+    records, marks, failed = [], {}, {}
+    for section, c, s in tqdm(jobs, leave=False, disable=not progress):
+        if s in failed: continue
+        try:
+            if s not in marks: marks[s] = photo_mark(s)
+            records.append(run.record(section, c, s.name, marks[s], lambda: condition_pair(s, c, seed)))
+        except PhotoError as error: failed[s] = str(error)
+    if failed and not records:
+        first = next(iter(failed.values()))
+        raise PhotoError(f'none of {len(failed)} photos can be used; the first: {first}')
     if 'speed' in sections: records.append(run.speed())
-    return Results(records, dict(seed=seed, photos=len(sources), steps=steps, **run.marks))
+    settings = dict(seed=seed, photos=len(sources) - len(failed), steps=steps, **run.marks)
+    return Results(records, settings, {s.name: why for s, why in failed.items()})
 
 # %% ../nbs/14_evaluate.ipynb #14-128
 def plot_severity(
@@ -946,7 +997,7 @@ def paired_photos(
         if images[0].shape != images[1].shape:
             shapes = ' and '.join(str(tuple(i.shape)) for i in images)
             raise ValueError(f'{path.name} and {partner.name} are {shapes}: expected equal sizes')
-        yield Pair(*images, None, path.name, 0)
+        yield Pair(*images, None, path.relative_to(os.path.abspath(degraded)).as_posix(), 0)
 
 # %% ../nbs/14_evaluate.ipynb #14-142
 def noisy_photos(
@@ -960,7 +1011,8 @@ def noisy_photos(
         noise = torch.randn(clean.shape, generator=seeded(seed + i)) * sigma / 255
         severity, parameters = severity_of('noise', 'sigma', sigma), {'type': 'gaussian', 'sigma': sigma}
         truth = Diagnosis.from_degraded(Degraded(clean, {'noise': severity}, {'noise': parameters}, seed + i))
-        yield Pair(clean + noise, clean, truth, path.name, seed + i)
+        name = path.relative_to(os.path.abspath(folder)).as_posix()
+        yield Pair(clean + noise, clean, truth, name, seed + i)
 
 # %% ../nbs/14_evaluate.ipynb #14-144
 def evaluate_pairs(
@@ -979,7 +1031,8 @@ def evaluate_pairs(
         from rr.pipeline import ReasonRestore
         pipeline = ReasonRestore.from_pretrained()
     run, condition = Evaluation(pipeline, seed, steps, out=out), Condition(name, classical=tuple(classical))
-    records = [run.record('restorer', condition, p.name, lambda: p)
+    mark = lambda p: _digest([p.degraded, p.clean, p.diagnosis])
+    records = [run.record('restorer', condition, p.name, mark(p), lambda: p)
                for p in tqdm(pairs, leave=False, disable=not progress)]
     if not records: raise ValueError(f'{name}: no pairs given')
     return Results(records, dict(seed=seed, photos=len(records), steps=steps, **run.marks))

@@ -2,23 +2,25 @@
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from rr.core import asset, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
+from rr.core import PhotoError, asset, bundled_photos, psnr, read_photo, seeded, to_tensor, write_photo
 from rr.data import EVALUATION, Pair, evaluation_pairs
-from rr.degrade import KINDS, degrade
+from rr.degrade import KINDS, degrade, severity_table, use_scale
 from rr.diagnosis import Diagnosis, Finding
-from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, RecordLog, Results, bootstrap, compare_twins, condition_pair,
+from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, Evaluation, RecordLog, Results, bootstrap, compare_twins, condition_pair,
                          dehaze, doubt_table, evaluate, evaluate_pairs, evaluation_photos, f1_score, fingerprint, fit_baselines,
                          fit_estimator, installed, level_table, measure_command, noise_sigma, noisy_photos, paired_photos,
                          presence_counts, rank_correlation, rank_of, ranks, read_levels, reasoner_table, restorer_table, row_median, severity_error, speed_record,
                          speed_table, ssim, with_interval)
 from rr.pipeline import ReasonRestore
-from rr.reasoner import Reply, read_reply
+from rr.reasoner import SHORT_PROMPT, Reply, read_reply
 from rr.restorer import Restorer
 from rr.severity import center_crop
 
@@ -46,6 +48,8 @@ class Fixed(Restorer):
         distribution[:, 0] = 1
         distribution[0, [0, 30, 50]] = torch.tensor([0., .5, .5])
         return [Reply(self.text, (), (), 0., **read_reply(self.text), distribution=distribution) for _ in images]
+
+    def presence(self, images): return torch.zeros(len(images), len(KINDS))
 
     def _restore(self, image, diagnosis, steps, seed, on_step): return image * .5 + .25
 
@@ -266,6 +270,130 @@ def test_resumes_without_asking_again_and_notices_new_weights(folder, pipeline, 
     pipeline.measure = False
     evaluate(folder, pipeline, **options)
     assert pipeline.reasoner.asked == 18, 'other diagnoses, other records'
+
+
+@pytest.fixture
+def changed(folder, tmp_path):
+    "The same names, and another astronaut."
+    shutil.copytree(folder, tmp_path / 'clean')
+    write_photo(tmp_path / 'clean/astronaut.png', to_tensor(folder / 'astronaut.png').flip(-1), overwrite=True)
+    return tmp_path / 'clean'
+
+
+def without_times(results): return [{k: v for k, v in r.items() if k != 'seconds'} for r in results.records]
+
+
+def test_a_photo_of_the_same_name_is_another_photo(folder, changed, pipeline, tmp_path):
+    options = dict(conditions=('mixed', 'clean'), limit=1, progress=False, train=[folder / 'lake.png'])
+    both = dict(options, sections=('reasoner', 'restorer'), out=tmp_path / 'log.jsonl')
+    evaluate(folder, pipeline, **both)
+    asked = pipeline.reasoner.asked
+    results = evaluate(changed, pipeline, **both)
+    assert pipeline.reasoner.asked == asked + 3, 'under three conditions'
+    fresh = evaluate(changed, pipeline, sections=('restorer',), **options)
+    assert without_times(results)[3:] == without_times(fresh)
+    assert Results.load(tmp_path / 'log.jsonl').select('restorer', 'clean')[-1]['photo'] == results.select('restorer', 'clean')[-1]['photo']
+
+
+def test_a_photo_that_has_moved_is_damaged_anew(changed, pipeline, tmp_path):
+    options = dict(sections=('restorer',), conditions=('fog',), progress=False)
+    evaluate(changed, pipeline, out=tmp_path / 'log.jsonl', **options)
+    shutil.copy(changed / 'lake.png', changed / 'b.png')
+    results = evaluate(changed, pipeline, out=tmp_path / 'log.jsonl', **options)
+    assert without_times(results) == without_times(evaluate(changed, pipeline, **options))
+    loaded = Results.load(tmp_path / 'log.jsonl')
+    assert sorted(r['photo'] for r in loaded.records) == sorted(r['photo'] for r in results.records)
+
+
+def test_a_depth_map_makes_another_photo(changed, pipeline, tmp_path):
+    options = dict(sections=('restorer',), conditions=('fog',), out=tmp_path / 'log.jsonl', progress=False)
+    before = evaluate(changed, pipeline, **options)
+    write_photo(changed / 'lake_depth.png', torch.rand(3, 96, 96, generator=seeded(0)))
+    after = evaluate(changed, pipeline, **options)
+    assert [a['psnr'] == b['psnr'] for a, b in zip(before.records, after.records)] == [True, True, False]
+
+
+def test_a_pair_of_the_same_name_is_another_pair(folder, pipeline, tmp_path):
+    options = dict(pipeline=pipeline, out=tmp_path / 'log.jsonl', progress=False)
+    first = evaluate_pairs(noisy_photos(folder), 'noise', **options)
+    again = evaluate_pairs(noisy_photos(folder), 'noise', **options)
+    other = evaluate_pairs(noisy_photos(folder, seed=9), 'noise', **options)
+    assert again.records == first.records and pipeline.reasoner.asked == 6
+    assert all(a['psnr']['input'] != b['psnr']['input'] for a, b in zip(first.records, other.records))
+
+
+def test_pairs_from_sub_folders_keep_their_names_apart(folder, tmp_path):
+    for sub in 'ab': shutil.copytree(folder, tmp_path / 'x' / sub)
+    assert len({p.name for p in noisy_photos(tmp_path / 'x')}) == len({p.name for p in paired_photos(tmp_path / 'x', folder)}) == 6
+
+
+SHOWN = tuple((torch.full((3, 64, 64), v), 'none') for v in (0., .5))
+
+
+@pytest.mark.parametrize('part, name, before, after', [
+    ('reasoner', 'prompt', SHORT_PROMPT, replace(SHORT_PROMPT, question='What is wrong?')),
+    ('reasoner', 'prompt', replace(SHORT_PROMPT, examples=SHOWN[:1]), replace(SHORT_PROMPT, examples=SHOWN[1:])),
+    ('reasoner', 'processor', *(SimpleNamespace(image_processor=SimpleNamespace(size=dict(longest_edge=n))) for n in (2**20, 2**18))),
+    ('reasoner', 'threshold', .5, .7), ('restorer', 'tile', 1024, 512), ('restorer', 'overlap', 128, 64),
+    ('policy', 'true_cfg_scale', 4., 1.), ('policy', 'negative_prompt', ' ', None),
+    ('policy', 'latents', SimpleNamespace(pixels=2**20), SimpleNamespace(pixels=2**18)),
+    ('pipeline', 'max_new_tokens', 512, 256), ('pipeline', 'in_doubt', .05, .1)])
+def test_what_decides_a_record_is_in_its_settings(pipeline, part, name, before, after):
+    place = dict(pipeline=pipeline, reasoner=pipeline.reasoner, restorer=pipeline.restorer, policy=pipeline.restorer.policy)[part]
+    run, found = Evaluation(pipeline), []
+    for value in (before, before, after):
+        setattr(place, name, value)
+        found.append([run.settings(section, CONDITIONS['mixed']) for section in ('reasoner', 'restorer')])
+    assert found[0] == found[1] and found[0][1] != found[2][1]
+    assert (found[0][0] != found[2][0]) == (part == 'reasoner'), 'a reply does not depend on the restorer'
+
+
+def test_another_severity_scale_makes_other_records(pipeline):
+    run = Evaluation(pipeline)
+    before = run.settings('restorer', CONDITIONS['fog'])
+    try:
+        use_scale(severity_table() | {'note': 'measured anew'})
+        assert run.settings('restorer', CONDITIONS['fog']) != before
+    finally: use_scale(None)
+    assert run.settings('restorer', CONDITIONS['fog']) == before
+
+
+def test_of_several_runs_in_a_file_the_last_is_loaded(folder, pipeline, tmp_path):
+    options = dict(sections=('restorer',), out=tmp_path / 'log.jsonl', progress=False)
+    evaluate(folder, pipeline, conditions=('fog', 'rain'), **options)
+    with torch.no_grad(): pipeline.restorer.policy.module.weight.add_(1)
+    last = evaluate(folder, pipeline, conditions=('fog',), **options)
+    loaded = Results.load(tmp_path / 'log.jsonl')
+    assert loaded.select('restorer', 'fog') == last.records and len(loaded.select('restorer', 'rain')) == 3
+
+
+def test_records_that_do_not_say_which_photo_are_loaded_and_made_anew(folder, pipeline, tmp_path):
+    options = dict(sections=('restorer',), conditions=('fog',), progress=False)
+    results, path = evaluate(folder, pipeline, **options), tmp_path / 'old.jsonl'
+    path.write_text(''.join(json.dumps({k: v for k, v in r.items() if k != 'photo'}) + '\n' for r in results.records))
+    assert Results.load(path).table() == results.table()
+    asked = pipeline.reasoner.asked
+    evaluate(folder, pipeline, out=path, **options)
+    assert pipeline.reasoner.asked == asked + 3 and Results.load(path).table() == results.table()
+
+
+@pytest.mark.parametrize('name', ['dev_restorer', 'benchmarks', 'trained_on'])
+def test_measured_records_are_loaded_whole(name):
+    path = Path(__file__).parents[1] / f'docs/measured/{name}.jsonl'
+    assert Results.load(path).records == [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_bad_photo_is_left_out_and_named(changed, pipeline, tmp_path):
+    options = dict(sections=('restorer',), conditions=('fog', 'clean'), progress=False)
+    whole = evaluate(changed, pipeline, **options)
+    (changed / 'coffee.png').write_bytes(b'no photo')
+    results = evaluate(changed, pipeline, **options)
+    assert list(results.failed) == ['coffee.png'] and 'coffee.png: not an image' in results.failed['coffee.png']
+    assert without_times(results) == [r for r in without_times(whole) if r['name'] != 'coffee.png']
+    assert results.settings['photos'] == 2 and not whole.failed
+    assert 'Left out' in results.table() and 'Left out' not in whole.table()
+    for name in ('astronaut', 'lake'): (changed / f'{name}.png').write_bytes(b'no photo')
+    with pytest.raises(PhotoError, match='none of 3 photos can be used; the first: .*astronaut.png: not an image'): evaluate(changed, pipeline, **options)
 
 
 def test_restorer_uses_what_the_reasoner_section_wrote(folder, pipeline):
