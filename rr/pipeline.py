@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from .core import Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
+from .core import MIN_SIDE, Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
 from .degrade import DEGRADATIONS
 from .diagnosis import Diagnosis
 from .nano import STREAKS, is_nano_restorer, streak_skewness
@@ -31,9 +31,11 @@ def as_photo(
     "`image` as a `Photo`; one that is a `Photo` already is returned as it is."
     if isinstance(image, Photo): return image
     if isinstance(image, (str, Path)): return read_photo(image)
-    if isinstance(image, Image.Image):
-        return photo_from_pil(image, Path(getattr(image, 'filename', '') or 'photo').name)
-    return Photo(to_tensor(image))
+    photo = (photo_from_pil(image, Path(getattr(image, 'filename', '') or 'photo').name)
+             if isinstance(image, Image.Image) else Photo(to_tensor(image)))
+    if min(photo.size) < MIN_SIDE:
+        raise PhotoError('got {}x{} pixels; expected at least {} a side'.format(*photo.size, MIN_SIDE))
+    return photo
 
 # %% ../nbs/12_pipeline.ipynb #12-006
 class Saved(NamedTuple):
@@ -56,7 +58,7 @@ def save_restoration(
     page = result.trace_html()
     folder.mkdir(parents=True, exist_ok=True)
     write_photo(saved.restored, result.restored.image, result.restored.alpha, overwrite)
-    with atomic_path(saved.trace, overwrite) as temporary: temporary.write_text(page, encoding='utf-8')
+    with atomic_path(saved.trace, overwrite) as temporary: temporary.write_bytes(page.encode(errors='backslashreplace'))
     return saved
 
 # %% ../nbs/12_pipeline.ipynb #12-007
@@ -72,7 +74,8 @@ def summary(
         return f'{result.name}: {why}, left as it is {seconds}'
     change = ', '.join(f'{k} {before.get(k, 0)} -> {after.get(k, 0)}' for k in DEGRADATIONS
                        if before.get(k) or after.get(k))
-    return f'{result.name}: {change}; reward {result.reward:.2f} {seconds}'
+    unread = f'; second diagnosis not readable ({result.unread})' if result.unread else ''
+    return f'{result.name}: {change or result.measured}{unread}; reward {result.reward:.2f} {seconds}'
 
 def record(
     result,  # `Restoration`
@@ -87,11 +90,16 @@ def record(
 def measurement(
     stated:Diagnosis,  # by the reasoner
     told:Diagnosis,  # to the restorer
+    taken:torch.Tensor=None,  # (3,H,W), noise in doubt that was taken away
 ) -> str:  # empty where nothing was measured
     "In words, what was measured or seen at a second look, in place of what the reasoner had stated at first."
     noisy = 'noise' in stated.findings
-    return '; '.join(_changed(kind, before, told.findings.get(kind), noisy)
-                     for kind, before in stated.findings.items() if before != told.findings.get(kind))
+    words = [_changed(kind, before, told.findings.get(kind), noisy)
+             for kind, before in stated.findings.items() if before != told.findings.get(kind)]
+    if taken is not None and taken.any():
+        words.append(f'noise: none named, but not ruled out; {255 * float(taken.square().mean().sqrt()):.1f} '
+                     'levels of what looks like it were taken away')
+    return '; '.join(words)
 
 _PLACES = {'blur': ('px', "the photo's spectrum"), 'noise': ('levels', "the photo's patches")}
 
@@ -113,8 +121,8 @@ class Restoration:
     "Everything that happened to one photo."
     photo: Photo  # as it came in
     restored: Photo  # as it goes out; the same object when nothing was wrong
-    before: Diagnosis  # what the restorer was told: the reasoner's diagnosis, its blur measured, or your edit
-    after: Diagnosis  # what the reasoner says about the restored photo
+    before: Diagnosis  # what the restorer was told: the diagnosis as measured and looked at twice, or your edit
+    after: Diagnosis  # what the reasoner says about the restored photo; empty where `unread` says why
     severity_before: torch.Tensor  # (K,) expected severities 0-100 over `KINDS`
     severity_after: torch.Tensor  # (K,)
     reply: Reply  # what the reasoner wrote about the photo: text, tokens, probabilities
@@ -124,6 +132,7 @@ class Restoration:
     seed: int  # of its noise
     edited: bool = False  # True when the diagnosis was overruled
     measured: str = ''  # what was measured on the photo instead of read from the reply
+    unread: str = ''  # why the second reply holds no diagnosis; the restored photo is there all the same
 
     @property
     def untouched(self) -> bool: return self.restored is self.photo
@@ -178,6 +187,8 @@ def load_reason_restore(
 # %% ../nbs/12_pipeline.ipynb #12-014
 class ReasonRestore:
     "The whole loop: a photo in, a `Restoration` out."
+    in_doubt = .05  # probability above which noise that is not named is not ruled out either
+
     def __init__(self,
         reasoner:Reasoner,  # writes the diagnosis
         restorer:Restorer,  # repairs the photo by it
@@ -208,13 +219,17 @@ class ReasonRestore:
             told = (reply.diagnosis if isinstance(edit, Diagnosis) else
                     self.told(photo.image, reply.diagnosis, reply.present))
         before = edit if isinstance(edit, Diagnosis) else edit(told) if edit else told
-        with _timed(seconds, 'restore'): restored = self._restore(photo, before, steps, seed)
-        with _timed(seconds, 'diagnose again'): second = reply if restored is photo else self._reply(restored)
+        with _timed(seconds, 'restore'):
+            quiet = photo.image if edit is not None else self.quieted(photo.image, told, reply.present)
+            restored = self._restore(photo, quiet, before, steps, seed)
+        with _timed(seconds, 'diagnose again'):
+            second = reply if restored is photo else self._reply(restored, needed=False)
         b, a = (for_kinds(r.severity.float().cpu(), r.kinds) for r in (reply, second))
         reward, _ = severity_reward(b[None], a[None], structure(photo.image[None], restored.image[None]))
         after = before if restored is photo else second.diagnosis
         return Restoration(photo, restored, before, after, b, a, reply, seconds, reward.item(), steps, seed,
-                           edit is not None, measurement(reply.diagnosis, told))
+                           edit is not None, measurement(reply.diagnosis, told, photo.image - quiet),
+                           '' if restored is photo else second.error)
 
     def told(self,
         image:torch.Tensor,  # (3,H,W) in [0,1]
@@ -243,6 +258,14 @@ class ReasonRestore:
                 else: found[kind] = reply.diagnosis.findings.get(kind, found[kind])
         return replace(stated, findings=found)
 
+    def quieted(self, image:torch.Tensor, told:Diagnosis, present:torch.Tensor=None) -> torch.Tensor:  # (3,H,W)
+        """The photo without what looks like noise, where none is named but the reasoner does not rule it out:
+        the network for noise alone is not told a level and judges by itself. Else the same object."""
+        if not self.measure or 'noise' in told.findings: return image
+        if present is None: present = self.reasoner.presence([image.clamp(0, 1)])[0]
+        likely = dict(zip(self.reasoner.kinds, present.tolist()))
+        return self.restorer.denoise(image) if likely.get('noise', 0.) > self.in_doubt else image
+
     def _reply(self, photo, needed=True) -> Reply:
         "What the reasoner writes about the photo; an unreadable text is an error, not a clean photo."
         reply = self.reasoner.reply([photo.image], self.max_new_tokens)[0]
@@ -251,8 +274,8 @@ class ReasonRestore:
                                 'pass one as edit=')
         return reply
 
-    def _restore(self, photo, diagnosis, steps, seed) -> Photo:
-        "The restored photo; the same object when there is nothing to repair."
-        if diagnosis.only(self.restorer.kinds).is_clean: return photo
-        image = self.restorer.restore([photo.image], [diagnosis], steps=steps, seed=seed)[0]
-        return Photo(image, photo.alpha, photo.name)
+    def _restore(self, photo, image, diagnosis, steps, seed) -> Photo:
+        "The restored photo from its `image`; the same object when there is nothing to repair."
+        if not diagnosis.only(self.restorer.kinds).is_clean:
+            image = self.restorer.restore([image], [diagnosis], steps=steps, seed=seed)[0]
+        return photo if image is photo.image else Photo(image, photo.alpha, photo.name)

@@ -256,8 +256,12 @@ def check_pairs(
         if image.ndim != 3 or len(image) != 3 or 0 in image.shape:
             raise RestorerError(f'got an image of shape {tuple(image.shape)}; '
                                 'expected (3,H,W) with at least one pixel')
-        if not torch.isfinite(image.sum()):
+        if not image.is_floating_point():
+            raise RestorerError(f'got an image of {image.dtype}; expected floats in [0,1]: image.float() / 255')
+        if not torch.isfinite(image).all():
             raise RestorerError('got an image with NaN or infinite values; expected values in [0,1]')
+        if not -1 < (mean := float(image.float().mean())) < 2:  # noise may leave [0,1]
+            raise RestorerError(f'got an image with a mean of {mean:.4g}; expected values in [0,1]')
 
 # %% ../nbs/09_restorer.ipynb #09-038
 class Restorer:
@@ -293,9 +297,10 @@ class Restorer:
         "All networks whose weights decide what comes out."
         return nn.ModuleList([self.policy.module])
 
-    def denoise(self, image, diagnosis):  # (3,H,W) -> (3,H,W)
-        """The photo without the noise that its diagnosis names, all else as it was; the same object where a
-        restorer has no network for noise alone, or nothing is named."""
+    def denoise(self, image, diagnosis=None):  # (3,H,W) -> (3,H,W)
+        """The photo without the noise that its diagnosis names, all else as it was; without a diagnosis, what
+        looks like noise, of a level that nobody tells. The same object where a restorer has no network for
+        noise alone, or no noise is named."""
         return image
 
     @torch.no_grad()
@@ -305,13 +310,13 @@ class Restorer:
         steps:int|None=None,  # default: `default_steps` of this restorer
         seed:int=0,  # the noise of every image is drawn from this seed alone
         on_step=None,  # called as in `euler` for each step (and tile)
-    ):  # same form and sizes, clamped to [0,1]
-        "The restored photos; one that is diagnosed as clean comes back untouched."
+    ):  # same form and sizes; what is repaired is clamped to [0,1]
+        "The restored photos; one in which this restorer finds nothing to repair comes back untouched, a copy."
         check_pairs(images, diagnoses)
         steps = self.default_steps if steps is None else steps
         check_steps(steps)
         done = [
-            image.clone() if d.is_clean else self._restore(image.float(), d, steps, seed, on_step).to(image)
+            image.clone() if d.only(self.kinds).is_clean else self._restore(image.float(), d, steps, seed, on_step).to(image)
             for image, d in zip(images, diagnoses)]
         return torch.stack(done) if isinstance(images, torch.Tensor) and done else done
 
@@ -346,8 +351,11 @@ class CotReader:
 EQUAL = dict(gaussian=25., poisson=25., camera=10.)  # 8-bit levels at which both networks weigh the same
 
 def noise_told(finding:Finding) -> dict:
-    "The noise parameters that a finding stands for; what it does not say takes a middle value."
-    return {'type': 'gaussian', 'read_share': .35} | finding.parameters | strength('noise', finding.severity)
+    """The noise parameters that a finding stands for; what it does not say takes a middle value. The level is
+    that of the severity, and beyond the end of its scale the one that is stated."""
+    told = {'type': 'gaussian', 'read_share': .35} | finding.parameters | strength('noise', finding.severity)
+    if finding.severity == 100: told['sigma'] = max(told['sigma'], finding.parameters.get('sigma', 0))
+    return told
 
 def expected_noise(
     photo:torch.Tensor,  # (B,3,H,W), H and W at least 4; need not stay within [0,1]
@@ -417,13 +425,14 @@ class NanoRestorer(Restorer):
         return nn.ModuleList(filter(None, [self.net, self.denoiser]))
 
     @torch.no_grad()
-    def denoise(self, image, diagnosis):
-        finding = diagnosis.findings.get('noise')
-        if not self.denoiser or not finding or finding.region: return image
+    def denoise(self, image, diagnosis=None):
+        finding = None if diagnosis is None else diagnosis.findings.get('noise')
+        named = finding and not finding.region
+        if not self.denoiser or diagnosis is not None and not named: return image
         (h, w), photo = image.shape[-2:], pad_to_multiple(image.float())[None].to(self.device)
         def run(rows, columns):
             part = photo[..., rows, columns]
-            level = expected_noise(part, finding)
+            level = expected_noise(part, finding) if named else torch.zeros_like(part[:, :1])  # 0: not told
             pair, levels = (torch.cat([x, x.flip(-1)]) for x in (part, level))
             with autocast(self.device): one, mirrored = self.denoiser(pair, levels).float()
             return (part[0] + (one + mirrored.flip(-1)) / 2).clamp(0, 1)

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from rr.core import PhotoError, bundled_photos, damaged_photo, psnr, read_photo, seeded, to_pil
+from rr.data import softened
 from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
 from rr.pipeline import ReasonRestore, Restoration, as_photo, measurement
@@ -147,6 +148,35 @@ def test_clean_photo_is_untouched(mixed):
     assert result.untouched and torch.equal(result.restored.image, image) and result.reward == 0
     assert result.after.is_clean and 'left as it is' in result.summary()
     assert torch.equal(result.severity_before, result.severity_after)
+
+
+def test_noise_that_is_not_ruled_out_is_taken_away_though_nobody_names_it(nano):
+    clean = read_photo(bundled_photos()['cat']).image
+    noise = softened(5 / 255 * torch.randn(clean.shape, generator=seeded(3)), .8)
+    photo = (clean + noise).clamp(0, 1)
+    result = nano(photo)
+    doubt = dict(zip(result.reply.kinds, result.reply.present.tolist()))['noise']
+    assert result.before.is_clean and nano.in_doubt < doubt < nano.reasoner.threshold, doubt
+    assert not result.untouched and psnr(result.restored.image, clean) > psnr(photo, clean) + .2
+    assert 'noise: none named, but not ruled out' in result.measured and result.measured in result.summary()
+    assert torch.equal(result.restored.image, nano.restorer.denoise(photo))
+    assert nano(photo, edit=Diagnosis()).untouched, 'what a user states is obeyed'
+    assert ReasonRestore(nano.reasoner, nano.restorer, measure=False)(photo).untouched
+    assert nano.quieted(photo, Diagnosis({'noise': Finding(5)})) is photo, 'noise that is named is for the restorer'
+    assert nano.quieted(photo, Diagnosis(), torch.zeros(len(nano.reasoner.kinds))) is photo
+
+
+def test_a_second_reply_that_cannot_be_read_loses_nothing(nano):
+    class Mumbling:
+        "Reads the first photo that it is shown, and no other."
+        kinds, threshold, said = nano.reasoner.kinds, nano.reasoner.threshold, []
+        def reply(self, images, *args):
+            self.said.append(len(images))
+            reply = nano.reasoner.reply(images, *args)[0]
+            return [replace(reply, diagnosis=Diagnosis(), error='no stage 2') if len(self.said) > 1 else reply]
+    result = ReasonRestore(Mumbling(), nano.restorer)(read_photo(damaged_photo()).image[:, :160, :160], edit=FOG)
+    assert not result.untouched and result.unread == 'no stage 2' and result.after.is_clean
+    assert 'second diagnosis not readable (no stage 2)' in result.summary() and 0 <= result.reward <= 1
 
 
 def test_kinds_that_the_restorer_never_met_are_named_and_left(nano):

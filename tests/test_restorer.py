@@ -12,7 +12,7 @@ from rr.diagnosis import Diagnosis, Finding, Scene
 from rr.nano import (NanoRestorerNet, build_nano_reasoner, load_nano_denoiser, nano_processor, nano_reasoner_config, save_nano_restorer,
                      train_tokenizer)
 from rr.restorer import (LORA_TARGETS, FlowPolicy, MemoryPlan, NanoRestorer, PartMemory, QwenRestorer, Restorer,
-                         RestorerError, add_lora, denoiser_share, euler, expected_noise, fit_prompt, full_size_parts, memory_plan, meta_parts, pad_to_multiple, part_memory,
+                         RestorerError, add_lora, denoiser_share, euler, expected_noise, fit_prompt, full_size_parts, memory_plan, meta_parts, noise_told, pad_to_multiple, part_memory,
                          restoration_prompt, save_lora, tile_spans, tile_weights, tiny_qwen_pipeline, working_size)
 from tiny_qwen import qwen_tokenizer
 
@@ -146,7 +146,8 @@ def test_no_photos_no_result(restorer):
     ([torch.rand(3, 8, 8)], [FOG], 0, 'steps=0'), ([torch.rand(3, 8, 8)], [FOG], 1.5, 'steps=1.5'),
     ([torch.rand(3, 8, 8)], [FOG, FOG], 1, '1 images and 2 diagnoses'), ([torch.rand(3, 8, 8)], FOG, 1, 'a single diagnosis'),
     (torch.rand(3, 8, 8), [FOG] * 3, 1, 'images[None]'), ([torch.rand(1, 8, 8)], [FOG], 1, '(1, 8, 8)'),
-    ([torch.rand(3, 0, 8)], [FOG], 1, 'at least one pixel'), ([torch.full((3, 8, 8), math.nan)], [FOG], 1, 'NaN')])
+    ([torch.rand(3, 0, 8)], [FOG], 1, 'at least one pixel'), ([torch.full((3, 8, 8), math.nan)], [FOG], 1, 'NaN'),
+    ([torch.full((3, 8, 8), 100, dtype=torch.uint8)], [FOG], 1, 'image.float'), ([torch.full((3, 8, 8), 100.)], [FOG], 1, 'mean of 100')])
 def test_bad_input_is_refused_in_one_line(restorer, images, diagnoses, steps, says):
     with pytest.raises(RestorerError) as e: restorer.restore(images, diagnoses, steps=steps)
     assert says in str(e.value) and '\n' not in str(e.value)
@@ -243,6 +244,23 @@ def test_of_noise_alone_two_networks_give_their_mean():
     region = Diagnosis({'noise': Finding(60, {'sigma': 25.}, region='lower left')})
     assert shipped.denoise(noisy, region) is noisy and shipped.denoise(noisy, BLUR) is noisy
     assert len(shipped.networks()) == 2 and len(flow.networks()) == 1
+
+
+def test_noise_of_a_level_that_nobody_tells_is_taken_away_and_clean_photos_stay():
+    shipped, clean = NanoRestorer.from_pretrained(), photo(200, 230)
+    noisy = (clean + 10 / 255 * torch.randn(clean.shape, generator=seeded(1))).clamp(0, 1)
+    assert psnr(shipped.denoise(noisy), clean) > psnr(noisy, clean) + 4
+    assert psnr(shipped.denoise(clean), clean) > 45
+
+
+def test_noise_beyond_the_scale_is_told_as_it_is_stated():
+    stated = lambda severity, sigma: noise_told(Finding(severity, {'type': 'gaussian', 'sigma': sigma}))['sigma']
+    end = stated(100, 20.)
+    assert stated(100, 90.) == 90 and end > 50 and stated(60, 90.) < end, 'within the scale the severity counts'
+    shipped, clean = NanoRestorer.from_pretrained(), photo(200, 230)
+    noisy = (clean + 90 / 255 * torch.randn(clean.shape, generator=seeded(1))).clamp(0, 1)
+    told = [psnr(shipped.denoise(noisy, Diagnosis({'noise': Finding(100, {'type': 'gaussian', 'sigma': s})})), clean) for s in (90., 50.)]
+    assert told[0] > told[1], told
 
 
 def test_less_noise_told_leaves_more_grain():

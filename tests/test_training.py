@@ -55,6 +55,9 @@ def test_noise_batches_hold_what_was_asked_for():
     assert all(torch.equal(a, b) for a, b in zip(batches(0), (noisy, clean, sigma))) and not torch.equal(batches(1)[0], noisy)
     outside = ((noisy < 0) | (noisy > 1)).flatten(1).any(1)
     assert .1 < outside.float().mean() < .5 and .2 < (sigma == 0).float().mean() < .6
+    by_camera = NoiseBatches(batches.stream, FlowTraining(pairs=40, patch=32, patches=1), unclipped=0., camera=1.)(0)
+    weak = ((by_camera[0] - by_camera[1]).flatten(1).std(1) * 255)
+    assert not by_camera[2].any() and weak.max() < 16 and by_camera[0].min() >= 0 and by_camera[0].max() <= 1
     told = sigma > 0
     level = (noisy - clean).flatten(1).std(1) * 255
     assert torch.corrcoef(torch.stack([level[told & outside], sigma[told & outside]]))[0, 1] > .9
@@ -69,12 +72,12 @@ def test_denoiser_learns_and_resumes(tmp_path):
                                FlowTraining(minutes=9, pairs=4, patch=48, patches=1, learning_rate=3e-3, warmup=0.))
     first = trainer(tmp_path / 'a')
     before = denoised_psnr(clean_photos(PHOTOS)[:2], (50,), 96)(first.net)
-    for _ in range(80): first.train_step()
+    for _ in range(150): first.train_step()
     after = denoised_psnr(clean_photos(PHOTOS)[:2], (50,), 96)(first.net)
     assert after['sigma 50'] > before['sigma 50'] + 1 and after['sigma 50, not told'] > before['sigma 50, not told'] + 1, (before, after)
     first.save()
     second = trainer(tmp_path / 'a')
-    assert second.step == 80 and abs(first.train_step() - second.train_step()) < 1e-5
+    assert second.step == 150 and abs(first.train_step() - second.train_step()) < 1e-5
     saved, average = load_nano_denoiser(tmp_path / 'a').state_dict(), torch.load(tmp_path / 'a/checkpoint.pt', weights_only=True)['average']
     assert all(torch.allclose(saved[k], average[k], atol=1e-2) for k in average)
     with pytest.raises(FileNotFoundError, match='no model.safetensors'): load_nano_denoiser(tmp_path / 'nothing')
@@ -153,6 +156,8 @@ def test_predictions_are_made_once_and_survive(tmp_path):
     assert Predictions(None, tmp_path/'p.jsonl')(pairs[:3]) == first
     with open(tmp_path/'p.jsonl', 'a') as f: f.write('{"photo": "half')  # killed while it wrote
     assert Predictions(None, tmp_path/'p.jsonl')(pairs[:3]) == first and (tmp_path/'p.jsonl').read_text().count('\n') == 4
+    other = [replace(p, degraded=p.clean) for p in pairs[:1]]  # same name and seed, other pixels
+    assert len(predict.unknown(other)) == 1 and not predict.unknown(pairs)
 
 def test_a_pool_of_pairs_comes_again(tmp_path):
     torch.manual_seed(0)
@@ -359,6 +364,21 @@ def test_the_command_tunes_a_large_restorer_from_its_folder(tmp_path):
     tuned = QwenRestorer.from_pretrained(tmp_path/'qwen', device='cpu', lora=tmp_path/'out'/'lora', pixels=64 * 64, negative_prompt=None)
     assert any('lora' in n for n, _ in tuned.policy.module.named_parameters())
     assert json.loads((tmp_path/'out'/'log.jsonl').read_text().splitlines()[-1])['step'] == 2
+
+    with pytest.raises(ValueError, match='begun with other settings .pixels'): main(args[:-1] + [str(96 * 96)])
+    (tmp_path/'out'/'pairs'/'.rr-left.pt').write_bytes(b'half')  # by a kill
+    assert len(EncodedPairs(tmp_path/'out'/'pairs')) == 2 and len(EncodedPairs(tmp_path/'out'/'pairs', most=1)) == 1
+    main(args)
+    assert not (tmp_path/'out'/'pairs'/'.rr-left.pt').exists()
+
+def test_each_size_has_defaults_of_its_own(tmp_path, monkeypatch, capsys):
+    import rr.flow
+    asked = {}
+    monkeypatch.setattr(rr.flow, 'tune_lora', lambda a, *_: asked.update(vars(a)))
+    rr.flow.main([str(PHOTOS), str(tmp_path), '--restorer', 'large', '--pixels', str(144 * 144)])
+    assert (asked['size'], asked['learning_rate'], asked['pairs']) == (144, 1e-4, 8)
+    with pytest.raises(SystemExit): rr.flow.main([str(PHOTOS), str(tmp_path), '--restorer', 'large', '--minutes', '5'])
+    assert '--minutes is for the nano networks' in capsys.readouterr().err
 
 def test_a_tower_judges_as_its_trainer_measured(tmp_path):
     torch.manual_seed(0)

@@ -1,0 +1,83 @@
+"""Weak noise as cameras leave it: is it named, is it in doubt, and what does it bring to take it away? python docs/measure_doubt.py Kodak24 McMaster --out docs/measured/doubt.jsonl
+
+Clean photos, and the same with noise of a camera in a file: demosaicked, smoothed, JPEG 95 with half the resolution of colour. For each the reasoner's probability of noise,
+and the PSNR as it comes in, as the pipeline gives it back, and as the network for noise alone leaves it, told no level. Records that are there already are kept."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from kept import Kept
+
+from rr.core import psnr, read_photo, seeded
+from rr.data import clean_photos, demosaicked, softened
+from rr.degrade import DEGRADATIONS, noisy
+from rr.pipeline import ReasonRestore
+from rr.severity import Table, center_crop
+
+SIDE, LEVELS, SOFT = 384, (0, 2, 3, 5, 8), 0.6  # pixels, 8-bit levels (0: no noise, no file), pixels
+DOUBTS = (0.02, 0.05, 0.1, 0.2)
+
+
+def in_file(clean: torch.Tensor, level: float, seed: int) -> torch.Tensor:
+    "The photo with a camera's noise of so many levels, as a file holds it."
+    if not level:
+        return clean
+    noise = noisy(clean, dict(type='camera', sigma=level, read_share=0.35), seeded(seed)).clamp(0, 1) - clean
+    noise = softened(demosaicked(noise), SOFT)
+    noise = noise * level / 255 / noise.std()
+    return DEGRADATIONS['jpeg'].apply((clean + noise).clamp(0, 1), dict(quality=95, chroma='half'), None)
+
+
+def record(pipeline, clean: torch.Tensor, level: float, seed: int) -> dict:
+    photo = in_file(clean, level, seed)
+    result, alone = pipeline(photo), pipeline.restorer.denoise(photo)
+    score = lambda image: round(min(float(psnr(image, clean)), 100.0), 3)  # 100: the same
+    likely = dict(zip(result.reply.kinds, result.reply.present.tolist()))['noise']
+    return dict(
+        likely=round(likely, 4),
+        named='noise' in result.before.findings,
+        others=[k for k in result.before.present if k != 'noise'],
+        damaged=score(photo),
+        pipeline=score(result.restored.image),
+        alone=score(alone),
+    )
+
+
+def report(rows: list[dict]):
+    table = Table(caption='Noise of a camera, in a file')
+    for level in LEVELS:
+        found = [r for r in rows if r['level'] == level]
+        mean = lambda key: f'{np.mean([r[key] for r in found]):.2f}'
+        better = {k: sum(r[k] > r['damaged'] for r in found) for k in ('pipeline', 'alone')}
+        doubt = {f'above {d}': sum(r['likely'] > d for r in found) for d in DOUBTS}
+        table.append(
+            dict(level=level, photos=len(found), named=sum(r['named'] for r in found), **doubt, damaged=mean('damaged'))
+            | {k: f'{mean(k)} (better in {n})' if level else mean(k) for k, n in better.items()}
+            | dict(lowest=f'{min(r["alone"] for r in found):.1f}')
+        )
+    print(table)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument('photos', type=Path, nargs='+', help='folders of clean photos')
+    p.add_argument('--every', type=int, default=1, help='take every n-th photo')
+    p.add_argument('--out', type=Path, required=True)
+    p.add_argument('--threads', type=int)
+    a = p.parse_args()
+    if a.threads:
+        torch.set_num_threads(a.threads)
+    rows, pipeline = Kept(a.out), ReasonRestore.from_pretrained()
+    known = {(r['name'], r['level']) for r in rows}
+    for i, path in enumerate([path for folder in a.photos for path in clean_photos(folder)][:: a.every]):
+        clean = center_crop(read_photo(path).image, SIDE)
+        for level in LEVELS:
+            if (path.name, level) not in known:
+                rows.add(dict(name=path.name, level=level) | record(pipeline, clean, level, i))
+    report(rows)
+
+
+if __name__ == '__main__':
+    main()
