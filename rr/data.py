@@ -9,7 +9,8 @@ __all__ = ['DEPTH_ENDING', 'NOT_CLEAN', 'WEAK', 'STRONGEST', 'TRAINING', 'EVALUA
            'Recipe', 'Pair', 'make_pair', 'PairStream', 'random_window', 'crop_resize', 'continued', 'random_tones',
            'demosaicked', 'softened', 'as_stored', 'stored_pair', 'Made', 'made_ahead', 'Replay', 'PairCounter',
            'synthesis_speed', 'compare_depth', 'compare_fog', 'main', 'evaluation_pairs', 'parameter_table',
-           'pair_record', 'PairWriter', 'synthesis_settings', 'claim_folder', 'whole_lines', 'synthesize', 'PairFolder']
+           'pair_record', 'PairWriter', 'synthesis_settings', 'note_origin', 'claim_folder', 'whole_lines',
+           'synthesize', 'PairFolder']
 
 # %% ../nbs/05_data.ipynb #05-002
 import argparse, csv, hashlib, json, math, os, time
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from .core import PHOTO_SUFFIXES, PhotoError, atomic_path, luma, psnr, read_photo, seeded, to_pil, write_photo
+from .core import (
+    PHOTO_SUFFIXES, PhotoError, atomic_path, luma, psnr, read_photo, seeded, to_pil, write_photo)
 from .degrade import (
     DEGRADATIONS, KINDS, PAPER_KINDS, Degraded, Region, degrade, kind_generator, pseudo_depth,
     random_region, reflect_pad, severity_table, strength, uniform, use_scale)
@@ -50,7 +52,7 @@ def read_exclusions(
     *sources:Path|str,  # photos, folders of them, .tsv tables with a column `file`, relative to the table
 ) -> set[Path]:
     """The photos that are to be left out, as absolute paths: damaged ones, or ones that are kept for a test.
-    Raises `FileNotFoundError` for a source that is not there."""
+    Raises `FileNotFoundError` for a source that is not there, `ValueError` for another table."""
     left_out = set()
     for source in (Path(os.path.abspath(s)) for s in sources):
         if not source.exists(): raise FileNotFoundError(f'{source}: not there, so it leaves out no photo')
@@ -58,8 +60,9 @@ def read_exclusions(
         elif source.suffix != '.tsv': left_out.add(source)
         else:
             with open(source, newline='') as f:
-                left_out |= {Path(os.path.abspath(source.parent/row['file']))
-                             for row in csv.DictReader(f, delimiter='\t')}
+                rows = csv.DictReader(f, delimiter='\t')
+                if 'file' not in (rows.fieldnames or ()): raise ValueError(f'{source}: no column `file`')
+                left_out |= {Path(os.path.abspath(source.parent/row['file'])) for row in rows}
     return left_out
 
 def read_depth(
@@ -612,8 +615,18 @@ def synthesis_settings(stream:PairStream) -> dict:
     scenes = [asdict(stream.scenes[p]) if p in stream.scenes else None for p in stream.photos]
     rest = json.dumps([[os.path.relpath(p, root) for p in stream.photos], scenes, severity_table()])
     return dict(recipe=json.loads(json.dumps(asdict(stream.recipe))), seed=stream.seed, size=stream.size,
-                photos=len(stream.photos),
+                mirrored=stream.mirrored, photos=len(stream.photos),
                 fingerprint=hashlib.sha256(rest.encode()).hexdigest()[:16])
+
+def note_origin(path:Path, origin:dict):
+    """Note what the files of a folder are made from, in plain values. Raises `ValueError`, which names what
+    differs, where they were made from something else."""
+    if not path.exists():
+        with atomic_path(path) as part: part.write_text(json.dumps(origin, indent=1) + '\n')
+    different = {k for k, v in json.loads(path.read_text()).items() if origin.get(k) != v}
+    if different:
+        raise ValueError(f'{path.parent}: was begun with other settings ({", ".join(sorted(different))}); '
+                         'choose another folder')
 
 def claim_folder(folder:Path, stream:PairStream):
     """Make the folders of a synthesis. Raises `ValueError` if the folder holds one with other settings, or
@@ -624,11 +637,7 @@ def claim_folder(folder:Path, stream:PairStream):
         if (folder/'metadata.jsonl').exists() or any(any(p.glob('*')) for p in pictures):
             raise ValueError(f'{folder}: holds another data set; choose an empty folder')
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(note) as path: path.write_text(json.dumps(settings, indent=1) + '\n')
-    different = {k for k, v in json.loads(note.read_text()).items() if settings.get(k) != v}
-    if different:
-        raise ValueError(f'{folder}: was begun with other settings ({", ".join(sorted(different))}); '
-                         'choose another folder')
+    note_origin(note, settings)
     for p in pictures:
         p.mkdir(exist_ok=True)
         for left_over in p.glob('.rr-*'): left_over.unlink()  # of a kill

@@ -10,8 +10,7 @@ __all__ = ['NOISE_ONLY', 'FOR_NANO', 'Batch', 'flow_state', 'sample_times', 'cha
            'drawn_batch', 'average_gradients', 'optimizer_step', 'write_checkpoint', 'read_checkpoint', 'log_line',
            'sample_grid', 'FlowTrainer', 'one_step', 'psnr_gain', 'validation_pairs', 'camera_noise', 'NoiseBatches',
            'DenoiserTrainer', 'denoised_psnr', 'velocity_loss', 'logit_normal_times', 'encode_pairs', 'EncodedPairs',
-           'LoraTraining', 'LoraTrainer', 'join_processes', 'note_origin', 'tune_lora', 'train_denoiser',
-           'build_parser', 'main']
+           'LoraTraining', 'LoraTrainer', 'join_processes', 'tune_lora', 'train_denoiser', 'build_parser', 'main']
 
 # %% ../nbs/10_flow.ipynb #10-002
 import argparse, atexit, copy, hashlib, json, math, os
@@ -25,7 +24,7 @@ from .core import (
     atomic_path, autocast, processes, psnr, rank, read_photo, seeded,
     sum_gradients, write_photo)
 from .data import (
-    Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead,
+    Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead, note_origin,
     read_exclusions, softened, synthesis_settings, whole_lines)
 from .degrade import DEGRADATIONS, KINDS, uniform
 from .diagnosis import Diagnosis, diagnosis_vectors
@@ -781,16 +780,6 @@ def join_processes(device:str) -> str:  # this process's own device
     atexit.register(state.destroy_process_group)
     return str(state.device) if device != 'cpu' else device
 
-def note_origin(path:Path, origin:dict):
-    """Note what the files of a folder are made from, in plain values. Raises `ValueError`, which names what
-    differs, where they were made from something else."""
-    if not path.exists():
-        with atomic_path(path) as part: part.write_text(json.dumps(origin, indent=1) + '\n')
-    different = sorted(k for k, v in json.loads(path.read_text()).items() if origin.get(k) != v)
-    if different:
-        raise ValueError(f'{path.parent}: was begun with other settings ({", ".join(different)}); '
-                         'choose an empty folder')
-
 def tune_lora(
     a:argparse.Namespace,  # arguments of `main`
     stream:PairStream,
@@ -861,8 +850,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help='share of the pairs whose diagnosis gets a false alarm')
     p.add_argument('--size', type=int,
                    help='side of the photos that patches are cut from, 160 by default; 256 or more with '
-                        '--predicted, for the reasoner looks at them whole; with --restorer that of --pixels. '
-                        'Smaller photos are left out with either')
+                        '--predicted, for the reasoner looks at them whole; with --restorer that of '
+                        '--pixels. Smaller photos are left out with either')
     p.add_argument('--pool', type=int,
                    help='with --predicted: so many pairs again and again, each diagnosed once')
     p.add_argument('--pairs', type=int, help='photos in each update; default: 16, with --restorer 8')

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from .core import MIN_SIDE, Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo
+from .core import (
+    MIN_SIDE, Photo, PhotoError, atomic_path, photo_from_pil, read_photo, to_tensor, write_photo)
 from .degrade import DEGRADATIONS
 from .diagnosis import Diagnosis
 from .nano import STREAKS, is_nano_restorer, streak_skewness
@@ -58,7 +59,8 @@ def save_restoration(
     page = result.trace_html()
     folder.mkdir(parents=True, exist_ok=True)
     write_photo(saved.restored, result.restored.image, result.restored.alpha, overwrite)
-    with atomic_path(saved.trace, overwrite) as temporary: temporary.write_bytes(page.encode(errors='backslashreplace'))
+    with atomic_path(saved.trace, overwrite) as temporary:
+        temporary.write_text(page, encoding='utf-8', errors='backslashreplace')
     return saved
 
 # %% ../nbs/12_pipeline.ipynb #12-007
@@ -98,7 +100,7 @@ def measurement(
              for kind, before in stated.findings.items() if before != told.findings.get(kind)]
     if taken is not None and taken.any():
         words.append(f'noise: none named, but not ruled out; {255 * float(taken.square().mean().sqrt()):.1f} '
-                     'levels of what looks like it were taken away')
+                     'levels of what looks like it taken away')
     return '; '.join(words)
 
 _PLACES = {'blur': ('px', "the photo's spectrum"), 'noise': ('levels', "the photo's patches")}
@@ -121,7 +123,7 @@ class Restoration:
     "Everything that happened to one photo."
     photo: Photo  # as it came in
     restored: Photo  # as it goes out; the same object when nothing was wrong
-    before: Diagnosis  # what the restorer was told: the diagnosis as measured and looked at twice, or your edit
+    before: Diagnosis  # what the restorer was told: what was read, measured and seen twice, or your edit
     after: Diagnosis  # what the reasoner says about the restored photo; empty where `unread` says why
     severity_before: torch.Tensor  # (K,) expected severities 0-100 over `KINDS`
     severity_after: torch.Tensor  # (K,)
@@ -258,13 +260,20 @@ class ReasonRestore:
                 else: found[kind] = reply.diagnosis.findings.get(kind, found[kind])
         return replace(stated, findings=found)
 
-    def quieted(self, image:torch.Tensor, told:Diagnosis, present:torch.Tensor=None) -> torch.Tensor:  # (3,H,W)
-        """The photo without what looks like noise, where none is named but the reasoner does not rule it out:
-        the network for noise alone is not told a level and judges by itself. Else the same object."""
+    def quieted(self,
+        image:torch.Tensor,  # (3,H,W), may leave [0,1]
+        told:Diagnosis,  # what the restorer is told of it
+        present:torch.Tensor=None,  # (K,), the reasoner's probabilities of presence; default: it is asked
+    ) -> torch.Tensor:  # (3,H,W)
+        """The photo without half of what looks like noise, where none is named but the reasoner does not rule
+        it out: the network for noise alone is told no level and judges by itself. Else the same object. Half
+        brings three quarters of what all could bring if it is noise, and costs a quarter if it is not."""
         if not self.measure or 'noise' in told.findings: return image
         if present is None: present = self.reasoner.presence([image.clamp(0, 1)])[0]
         likely = dict(zip(self.reasoner.kinds, present.tolist()))
-        return self.restorer.denoise(image) if likely.get('noise', 0.) > self.in_doubt else image
+        if likely.get('noise', 0.) <= self.in_doubt: return image
+        quiet = self.restorer.denoise(image)
+        return image if quiet is image else (image + quiet) / 2
 
     def _reply(self, photo, needed=True) -> Reply:
         "What the reasoner writes about the photo; an unreadable text is an error, not a clean photo."

@@ -322,12 +322,11 @@ def run_identity(trainer:GRPO, settings:RunSettings, stream:PairStream) -> dict:
     from rr.evaluate import fingerprint
     free, reward, policy = ('updates', 'save_every'), trainer.reward, trainer.policy
     frozen = [p for p in getattr(policy, 'module', policy).parameters() if not p.requires_grad]
-    pairs = synthesis_settings(stream) | dict(mirrored=stream.mirrored)
     return dict(method=type(trainer).__name__,
                 guard=getattr(getattr(reward, 'guard', None), '__name__', ''),
                 **asdict(trainer.config),
                 **{f'run {k}': v for k, v in asdict(settings).items() if k not in free},
-                **{f'stream {k}': v for k, v in pairs.items()},
+                **{f'stream {k}': v for k, v in synthesis_settings(stream).items()},
                 judge=judge_mark(getattr(reward, 'reasoner', None)),
                 **{'base weights': fingerprint(torch.nn.ParameterList(frozen)),
                    'LoRA rank (shapes that train)': [list(p.shape) for p in trainer.parameters]})

@@ -257,7 +257,7 @@ def check_pairs(
             raise RestorerError(f'got an image of shape {tuple(image.shape)}; '
                                 'expected (3,H,W) with at least one pixel')
         if not image.is_floating_point():
-            raise RestorerError(f'got an image of {image.dtype}; expected floats in [0,1]: image.float() / 255')
+            raise RestorerError(f'got an image of {image.dtype}; expected [0,1]: try image.float() / 255')
         if not torch.isfinite(image).all():
             raise RestorerError('got an image with NaN or infinite values; expected values in [0,1]')
         if not -1 < (mean := float(image.float().mean())) < 2:  # noise may leave [0,1]
@@ -311,13 +311,13 @@ class Restorer:
         seed:int=0,  # the noise of every image is drawn from this seed alone
         on_step=None,  # called as in `euler` for each step (and tile)
     ):  # same form and sizes; what is repaired is clamped to [0,1]
-        "The restored photos; one in which this restorer finds nothing to repair comes back untouched, a copy."
+        "The restored photos; one with nothing that this restorer repairs comes back untouched, as a copy."
         check_pairs(images, diagnoses)
         steps = self.default_steps if steps is None else steps
         check_steps(steps)
-        done = [
-            image.clone() if d.only(self.kinds).is_clean else self._restore(image.float(), d, steps, seed, on_step).to(image)
-            for image, d in zip(images, diagnoses)]
+        done = [image.clone() if d.only(self.kinds).is_clean else
+                self._restore(image.float(), d, steps, seed, on_step).to(image)
+                for image, d in zip(images, diagnoses)]
         return torch.stack(done) if isinstance(images, torch.Tensor) and done else done
 
 # %% ../nbs/09_restorer.ipynb #09-040

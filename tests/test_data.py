@@ -85,6 +85,8 @@ def test_a_folder_is_left_out_whole_and_a_source_that_is_not_there_is_refused(fo
     assert [p.name for p in clean_photos(folder, read_exclusions(folder/'test'))] == ['0.png', '1.png', '2.png']
     for missing in ('tset', 'sub/9.png', 'bad.tsv'):
         with pytest.raises(FileNotFoundError, match=f'{missing}: not there'): read_exclusions(folder/missing)
+    (folder/'other.tsv').write_text('photo\n0.png\n')
+    with pytest.raises(ValueError, match='no column `file`'): read_exclusions(folder/'other.tsv')
 
 def test_depth_maps_are_found_and_are_not_photos(folder):
     depth = np.tile(np.linspace(1000, 60000, 300).astype(np.uint16), (260, 1))
