@@ -1,7 +1,7 @@
 """Weak noise as cameras leave it: is it named, is it in doubt, and what does it bring to take it away? python docs/measure_doubt.py Kodak24 McMaster --out docs/measured/doubt.jsonl
 
 Clean photos, and the same with noise of a camera in a file: demosaicked, smoothed, JPEG 95 with half the resolution of colour. For each the reasoner's probability of noise,
-and the PSNR as it comes in, as the pipeline gives it back, and as the network for noise alone leaves it, told no level. Records that are there already are kept."""
+and the PSNR as it comes in, as the pipeline gives it back that takes half of what is in doubt away, and as the network for noise alone leaves it, told no level. Records that are there already are kept."""
 
 import argparse
 from pathlib import Path
@@ -17,7 +17,7 @@ from rr.pipeline import ReasonRestore
 from rr.severity import Table, center_crop
 
 SIDE, LEVELS, SOFT = 384, (0, 2, 3, 5, 8), 0.6  # pixels, 8-bit levels (0: no noise, no file), pixels
-DOUBTS = (0.02, 0.05, 0.1, 0.2)
+DOUBT, DOUBTS = 0.05, (0.02, 0.05, 0.1, 0.2)  # of the pipeline; to count
 
 
 def in_file(clean: torch.Tensor, level: float, seed: int) -> torch.Tensor:
@@ -69,7 +69,7 @@ def main():
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
-    rows, pipeline = Kept(a.out), ReasonRestore.from_pretrained()
+    rows, pipeline = Kept(a.out), ReasonRestore.from_pretrained(in_doubt=DOUBT)
     known = {(r['name'], r['level']) for r in rows}
     for i, path in enumerate([path for folder in a.photos for path in clean_photos(folder)][:: a.every]):
         clean = center_crop(read_photo(path).image, SIDE)

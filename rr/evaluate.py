@@ -846,7 +846,7 @@ class Evaluation:
         "Everything that decides a record besides the photo."
         p = self.pipeline
         own = (dict(train=list(self.train or ())) if section == 'reasoner' else
-               dict(steps=self.steps, measure=p.measure and (p.in_doubt, p.max_new_tokens),
+               dict(steps=self.steps, measure=p.measure and p.max_new_tokens, in_doubt=p.in_doubt,
                     restorer=_options(p.restorer, _OF_RESTORER)))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()

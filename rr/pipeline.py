@@ -170,7 +170,7 @@ def load_reason_restore(
     offload:str=None,  # 'model', 'group' or 'sequential': Qwen-Image-Edit waits in main memory
     min_pixels:int=None, max_pixels:int=None,  # area of what a Qwen reasoner sees
     lora=None,  # folder or hub id of a LoRA for Qwen-Image-Edit
-    measure:bool=True,  # as for `ReasonRestore`
+    measure:bool=True, in_doubt:float=1.,  # as for `ReasonRestore`
 ) -> 'ReasonRestore':
     "Both parts by name; `ReasonerError` or `RestorerError` says in one line what is missing."
     given = lambda **options: {k: v for k, v in options.items() if v is not None}
@@ -182,24 +182,26 @@ def load_reason_restore(
         raise ValueError(f'got {got}: options of the Qwen sizes, but both parts are nano')
     first = Reasoner.from_pretrained(reasoner, device=device, **({} if small[0] else for_reasoner))
     if not small[1]:
-        return cls(first, Restorer.from_pretrained(restorer, device=device, **for_restorer), measure=measure)
+        second = Restorer.from_pretrained(restorer, device=device, **for_restorer)
+        return cls(first, second, measure=measure, in_doubt=in_doubt)
     shared = (first.model, first.processor) if reasoner == 'nano' else None
-    return cls(first, NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared), measure=measure)
+    second = NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared)
+    return cls(first, second, measure=measure, in_doubt=in_doubt)
 
 # %% ../nbs/12_pipeline.ipynb #12-014
 class ReasonRestore:
     "The whole loop: a photo in, a `Restoration` out."
-    in_doubt = .05  # probability above which noise that is not named is not ruled out either
-
     def __init__(self,
         reasoner:Reasoner,  # writes the diagnosis
         restorer:Restorer,  # repairs the photo by it
         max_new_tokens:int=512,  # longest reply of the reasoner
         measure:bool=True,  # what can be measured on the photo, or seen once noise is gone, counts more than
         # what the reasoner states at first
+        in_doubt:float=1.,  # where nothing is named, half of what looks like noise is taken away if noise is
+        # likelier than this; 1: never
     ):
-        self.reasoner, self.restorer, self.max_new_tokens, self.measure = (
-            reasoner, restorer, max_new_tokens, measure)
+        self.reasoner, self.restorer, self.max_new_tokens, self.measure, self.in_doubt = (
+            reasoner, restorer, max_new_tokens, measure, in_doubt)
 
     from_pretrained = classmethod(load_reason_restore)
 
@@ -265,10 +267,10 @@ class ReasonRestore:
         told:Diagnosis,  # what the restorer is told of it
         present:torch.Tensor=None,  # (K,), the reasoner's probabilities of presence; default: it is asked
     ) -> torch.Tensor:  # (3,H,W)
-        """The photo without half of what looks like noise, where none is named but the reasoner does not rule
-        it out: the network for noise alone is told no level and judges by itself. Else the same object. Half
-        brings three quarters of what all could bring if it is noise, and costs a quarter if it is not."""
-        if not self.measure or 'noise' in told.findings: return image
+        """The photo without half of what looks like noise, where nothing is named but noise is likelier than
+        `in_doubt`: the network for noise alone is told no level and judges by itself. Else the same object.
+        Half brings three quarters of what all could bring if it is noise, and costs a quarter if it is not."""
+        if self.in_doubt >= 1 or not told.is_clean: return image
         if present is None: present = self.reasoner.presence([image.clamp(0, 1)])[0]
         likely = dict(zip(self.reasoner.kinds, present.tolist()))
         if likely.get('noise', 0.) <= self.in_doubt: return image

@@ -258,9 +258,9 @@ def test_noise_beyond_the_scale_is_told_as_it_is_stated():
     end = stated(100, 20.)
     assert stated(100, 90.) == 90 and end > 50 and stated(60, 90.) < end, 'within the scale the severity counts'
     shipped, clean = NanoRestorer.from_pretrained(), photo(200, 230)
-    noisy = (clean + 90 / 255 * torch.randn(clean.shape, generator=seeded(1))).clamp(0, 1)
+    noisy = clean + 90 / 255 * torch.randn(clean.shape, generator=seeded(1))  # not clipped, as in benchmarks
     told = [psnr(shipped.denoise(noisy, Diagnosis({'noise': Finding(100, {'type': 'gaussian', 'sigma': s})})), clean) for s in (90., 50.)]
-    assert told[0] > told[1], told
+    assert told[0] > told[1] + 1, told
 
 
 def test_less_noise_told_leaves_more_grain():
