@@ -447,7 +447,6 @@ class NanoRestorer(Restorer):
         """One photo: what the flow makes of it, and where noise is all that is wrong, a mean of that and
         what the network for noise alone does. Kinds that neither has met are left out of the diagnosis."""
         diagnosis = diagnosis.only(self.kinds)
-        if diagnosis.is_clean: return image
         restored = self._flow(image.clamp(0, 1), diagnosis, steps, seed, on_step)
         if diagnosis.present != ('noise',): return restored
         quiet = self.denoise(image, diagnosis)

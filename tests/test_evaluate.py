@@ -18,10 +18,11 @@ from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, Evaluation, RecordLo
                          dehaze, doubt_table, evaluate, evaluate_pairs, evaluation_photos, f1_score, fingerprint, fit_baselines,
                          fit_estimator, installed, level_table, measure_command, noise_sigma, noisy_photos, paired_photos,
                          presence_counts, rank_correlation, rank_of, ranks, read_levels, reasoner_table, restorer_table, row_median, severity_error, speed_record,
-                         speed_table, ssim, with_interval)
+                         speed_table, ssim, with_interval, through_network)
+from rr.nano import NanoRestorerNet
 from rr.pipeline import ReasonRestore
 from rr.reasoner import SHORT_PROMPT, Reply, read_reply
-from rr.restorer import Restorer
+from rr.restorer import NanoRestorer, Restorer
 from rr.severity import center_crop
 
 NAMES = ('astronaut', 'coffee', 'lake')
@@ -239,6 +240,14 @@ def test_known_answers_give_the_known_table(folder, pipeline):
     assert row['photos'] == 3 and row['gain, dB'].startswith(f'{gain:.2f} [')
     clean = results.select('restorer', 'clean')[0]['psnr']
     assert clean['input'] is None and clean['network'] == pytest.approx(clean['predicted'])
+
+
+def test_made_to_act_the_network_is_asked_though_nothing_is_wrong(monkeypatch):
+    restorer, image, asked = NanoRestorer(NanoRestorerNet(), device='cpu'), torch.rand(3, 32, 32), []
+    monkeypatch.setattr(restorer, '_flow', lambda photo, *_: asked.append(photo) or photo)
+    through_network(restorer, image, Diagnosis())
+    assert len(asked) == 1
+    assert torch.equal(restorer.restore([image], [Diagnosis()])[0], image) and len(asked) == 1
 
 
 def test_photo_called_clean_is_counted_as_untouched(folder):
