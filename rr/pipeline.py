@@ -269,7 +269,7 @@ class ReasonRestore:
     ) -> torch.Tensor:  # (3,H,W)
         """The photo without half of what looks like noise, where nothing is named but noise is likelier than
         `in_doubt`: the network for noise alone is told no level and judges by itself. Else the same object.
-        Half brings three quarters of what all could bring if it is noise, and costs a quarter if it is not."""
+        Half brings three quarters of what all could bring if it is noise, and costs a quarter if not."""
         if self.in_doubt >= 1 or not told.is_clean: return image
         if present is None: present = self.reasoner.presence([image.clamp(0, 1)])[0]
         likely = dict(zip(self.reasoner.kinds, present.tolist()))
