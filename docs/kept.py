@@ -1,6 +1,6 @@
-"Records of the commands in this folder, one line each, written as they come: a command that was stopped goes on where it was."
+"What the commands in this folder share: their records, one line each, written as they come (a command that was stopped goes on where it was), and common arguments."
 
-import json
+import argparse, json
 from pathlib import Path
 
 from rr.data import whole_lines
@@ -18,3 +18,13 @@ class Kept(list):
         with open(self.path, 'a') as file:
             file.write(''.join(json.dumps(r) + '\n' for r in records))
         self.extend(records)
+
+
+def photo_arguments(about: str) -> argparse.ArgumentParser:
+    "What a command takes that goes through folders of clean photos."
+    p = argparse.ArgumentParser(description=about.splitlines()[0])
+    p.add_argument('photos', type=Path, nargs='+', help='folders of clean photos')
+    p.add_argument('--every', type=int, default=1, help='take every n-th photo')
+    p.add_argument('--out', type=Path, required=True, help='records, one line each; goes on where it stopped')
+    p.add_argument('--threads', type=int)
+    return p

@@ -20,8 +20,9 @@ def main():
     p.add_argument('--noise', type=Path, help='folder of clean photos, such as CBSD68')
     p.add_argument('--pairs', nargs=3, action='append', default=[], metavar=('NAME', 'DAMAGED', 'CLEAN'))
     p.add_argument('--out', type=Path, required=True, help='records, one line a photo; goes on where it stopped')
+    p.add_argument('--in-doubt', type=float, default=1.0, help='as for `ReasonRestore`')
     a = p.parse_args()
-    pipeline = ReasonRestore.from_pretrained()
+    pipeline = ReasonRestore.from_pretrained(in_doubt=a.in_doubt)
     jobs = [(f'{a.noise.name}, noise {s}', noisy_photos(a.noise, s), NOISE) for s in (15, 25, 50)] if a.noise else []
     jobs += [(name, paired_photos(damaged, clean), PAIRS) for name, damaged, clean in a.pairs]
     for name, pairs, classical in jobs:

@@ -3,12 +3,11 @@
 Clean photos, and the same with noise of a camera in a file: demosaicked, smoothed, JPEG 95 with half the resolution of colour. For each the reasoner's probability of noise,
 and the PSNR as it comes in, as the pipeline gives it back that takes half of what is in doubt away, and as the network for noise alone leaves it, told no level. Records that are there already are kept."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from kept import Kept
+from kept import Kept, photo_arguments
 
 from rr.core import psnr, read_photo, seeded
 from rr.data import clean_photos, demosaicked, softened
@@ -46,27 +45,22 @@ def record(pipeline, clean: torch.Tensor, level: float, seed: int) -> dict:
 
 
 def report(rows: list[dict]):
-    table = Table(caption='Noise of a camera, in a file')
+    "How often noise is named or in doubt; then what it brings where the pipeline acts: in doubt, and nothing named."
+    mean = lambda found, key: float(np.mean([r[key] for r in found]))
+    seen, acted = Table(caption='Noise of a camera, in a file'), Table(caption=f'Above {DOUBT}, nothing named: half is taken away')
     for level in LEVELS:
         found = [r for r in rows if r['level'] == level]
-        mean = lambda key: f'{np.mean([r[key] for r in found]):.2f}'
-        better = {k: sum(r[k] > r['damaged'] for r in found) for k in ('pipeline', 'alone')}
         doubt = {f'above {d}': sum(r['likely'] > d for r in found) for d in DOUBTS}
-        table.append(
-            dict(level=level, photos=len(found), named=sum(r['named'] for r in found), **doubt, damaged=mean('damaged'))
-            | {k: f'{mean(k)} (better in {n})' if level else mean(k) for k, n in better.items()}
-            | dict(lowest=f'{min(r["alone"] for r in found):.1f}')
-        )
-    print(table)
+        seen.append(dict(level=level, photos=len(found), named=sum(r['named'] for r in found)) | doubt)
+        found = [r for r in found if r['likely'] > DOUBT and not r['named'] and not r['others']]
+        acted.append(dict(level=level, photos=len(found)) | {k: f'{mean(found, k):.2f}' for k in ('damaged', 'pipeline', 'alone')} | dict(
+            gain=f'{mean(found, "pipeline") - mean(found, "damaged"):+.2f}' if level else '',
+            better=sum(r['pipeline'] > r['damaged'] for r in found), lowest=f'{min(r["pipeline"] for r in found):.1f}', highest=f'{max(r["pipeline"] for r in found):.1f}'))
+    print(seen, acted, sep='\n\n')
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('photos', type=Path, nargs='+', help='folders of clean photos')
-    p.add_argument('--every', type=int, default=1, help='take every n-th photo')
-    p.add_argument('--out', type=Path, required=True)
-    p.add_argument('--threads', type=int)
-    a = p.parse_args()
+    a = photo_arguments(__doc__).parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
     rows, pipeline = Kept(a.out), ReasonRestore.from_pretrained(in_doubt=DOUBT)

@@ -4,12 +4,11 @@ Squares of clean photos with noise of each kind and level, as a file holds it (c
 noise alone, of their mean, and of the weighted mean that the restorer gives. Both are told kind and level; `one level` is the network for noise alone without the kind, and so with
 one level for the whole photo. Records that are there already are kept."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from kept import Kept
+from kept import Kept, photo_arguments
 
 from rr.core import psnr, read_photo, seeded
 from rr.data import clean_photos
@@ -49,12 +48,7 @@ def measured(restorer, flow, clean: torch.Tensor, noise: str, sigma: float, seed
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('photos', type=Path, nargs='+', help='folders of clean photos')
-    p.add_argument('--every', type=int, default=1, help='take every n-th photo')
-    p.add_argument('--out', type=Path, required=True)
-    p.add_argument('--threads', type=int)
-    a = p.parse_args()
+    a = photo_arguments(__doc__).parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
     rows = Kept(a.out)
