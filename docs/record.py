@@ -6,7 +6,7 @@ notebook; they are computed from the records in docs/measured."""
 import json, sys
 from pathlib import Path
 
-import measure_chains, measure_grid, measure_learning, measure_peers, measure_seven, measure_steps, measure_stored
+import measure_chains, measure_grid, measure_learning, measure_peers, measure_places, measure_seven, measure_steps, measure_stored
 
 MEASURED, RECORDED = Path(__file__).parent / 'measured', Path(__file__).parents[1] / 'rr/assets/recorded'
 
@@ -65,6 +65,14 @@ MADE = dict(
         'python docs/measure_seven.py Kodak24 McMaster --out docs/measured/seven.jsonl; step 3, which did not ship, '
         'the same with --reasoners "FOLDER=nano-seven, step 3"',
         seven,
+    ),
+    places=(
+        'python docs/measure_places.py Kodak24 McMaster --out docs/measured/places.jsonl',
+        lambda: dict(
+            rows=measure_places.seen(read('places')),
+            named=measure_places.named(read('places')),
+            psnr=measure_places.gains(read('places')),
+        ),
     ),
     learning=(
         'python docs/measure_learning.py PHOTOS Kodak24 McMaster --exclude LEFT_OUT --work FOLDER --out docs/measured/learning.jsonl',

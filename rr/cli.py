@@ -80,16 +80,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 # %% ../nbs/16_cli.ipynb #16-012
+def _add_places(parser):
+    parser.add_argument('--places', action='store_true',
+                        help='ask about parts of the photo as well: damage that is in one place only')
+
 def _restore_options(parser):
     parser.add_argument('photos', nargs='+', metavar='PHOTO')
     parser.add_argument('--out', required=True, metavar='DIR', help='folder of the results, made if needed')
     parser.add_argument('--overwrite', action='store_true', help='replace results that are there')
     _add_common(parser)
     _add_restorer(parser)
+    _add_places(parser)
 
 def _diagnose_options(parser):
     parser.add_argument('photos', nargs='+', metavar='PHOTO')
     _add_common(parser)
+    _add_places(parser)
 
 # %% ../nbs/16_cli.ipynb #16-013
 def _degrade_options(parser):
@@ -232,9 +238,11 @@ def _load(name:str, *models, **options):
 
 def printable(text:str) -> str: return ''.join(c if c.isprintable() or c == '\n' else '?' for c in text)
 
-def bars(severities:dict) -> str:
-    "A bar of 20 characters for each kind, as text."
-    return '\n'.join(f'  {kind:9} {s:3d} {"#" * round(s / 5):.<20}' for kind, s in severities.items())
+def bars(severities:dict, regions:dict=()) -> str:
+    "A bar of 20 characters for each kind, as text, and the place of those that have one."
+    place = lambda kind: printable(f' {dict(regions)[kind]}') if kind in regions else ''
+    return '\n'.join(f'  {kind:9} {s:3d} {"#" * round(s / 5):.<20}{place(kind)}'
+                     for kind, s in severities.items())
 
 # %% ../nbs/16_cli.ipynb #16-030
 def run_diagnose(args) -> int:
@@ -246,11 +254,16 @@ def run_diagnose(args) -> int:
         photo = read_photo(path)
         reply = reasoner().reply([photo.image])[0]
         if reply.error: raise ValueError(f'no diagnosis in what the reasoner wrote ({reply.error})')
-        d = reply.diagnosis
+        d, cot = reply.diagnosis, reply.text
+        if args.places:
+            from rr.places import with_places
+            d = with_places(reasoner(), photo.image, d)
+            if d != reply.diagnosis: cot = d.to_cot()
         severities = d.severities(reply.kinds)
-        record = dict(input=path, severity=severities, present=list(d.present),
-                      parameters={k: f.parameters for k, f in d.findings.items()}, cot=reply.text)
-        return record, f'{path}\n{bars(severities)}\n\n{printable(reply.text)}\n'
+        regions = {k: f.region for k, f in d.findings.items() if f.region}
+        record = dict(input=path, severity=severities, present=list(d.present), regions=regions,
+                      parameters={k: f.parameters for k, f in d.findings.items()}, cot=cot)
+        return record, f'{path}\n{bars(severities, regions)}\n\n{printable(cot)}\n'
     return for_each(args.photos, work, args.json)
 
 # %% ../nbs/16_cli.ipynb #16-032
@@ -279,7 +292,7 @@ def run_restore(args) -> int:
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise Unusable(f'{folder}: {error.strerror}') from error
     pipeline = cache(lambda: _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
-                                   measure=args.measure))
+                                   measure=args.measure, places=args.places))
 
     def work(path):
         restored, trace = _result_files(folder, next(stems), args.overwrite)

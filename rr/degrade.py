@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DEGRADATIONS', 'RESERVED', 'RAIN_LAYERS', 'RAIN_BRIGHTNESS', 'MID_GREY', 'MID_GREY_LINEAR', 'MID_GREY_SLOPE',
-           'SNOW_LAYERS', 'SNOW_BRIGHTNESS', 'JPEG_TABLES', 'PAPER_KINDS', 'KINDS', 'PLACES', 'Parameter',
+           'SNOW_LAYERS', 'SNOW_BRIGHTNESS', 'JPEG_TABLES', 'PAPER_KINDS', 'KINDS', 'PLACES', 'REGIONS', 'Parameter',
            'shipped_table', 'severity_table', 'use_scale', 'interpolate', 'along_ramp', 'ramp_position', 'strength',
            'severity_of', 'Degradation', 'register', 'uniform', 'pick', 'smooth_field', 'colour_steps', 'pseudo_depth',
            'Fog', 'airlight_colour', 'fast_size', 'reflect_pad', 'convolve', 'path_kernel', 'line_kernel', 'Rain',
            'streaks', 'scatter_drops', 'gaussian_kernel', 'Blur', 'blur_kernel', 'disk_kernel', 'to_linear', 'to_srgb',
            'Noise', 'noisy', 'light_noise', 'noise_level', 'Snow', 'flakes', 'LowLight', 'jpeg_tables', 'JPEG',
            'Region', 'Degraded', 'kind_generator', 'check_severities', 'check_regions', 'degrade', 'region_name',
-           'soft_step', 'random_region']
+           'soft_step', 'region_mask', 'random_region']
 
 # %% ../nbs/01_degrade.ipynb #01-003
 import io, json, math
@@ -654,6 +654,7 @@ def degrade(
 # %% ../nbs/01_degrade.ipynb #01-106
 PLACES = (('upper left', 'top', 'upper right'), ('left', 'centre', 'right'),
           ('lower left', 'bottom', 'lower right'))
+REGIONS = ('upper half', 'lower half', 'left half', 'right half', *sum(PLACES, ()))
 
 def region_name(
     mask:Tensor,  # (1, H, W) in [0, 1]
@@ -677,6 +678,23 @@ def soft_step(x:Tensor, width:float=.04) -> Tensor:
     t = (x / (2 * width) + .5).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
+# %% ../nbs/01_degrade.ipynb #01-mask
+def region_mask(
+    name:str,  # one of `REGIONS`; with `depth` also 'distance' or 'foreground'
+    height:int, width:int,  # of the photo, pixels
+    depth:Tensor|None=None,  # (1, H, W) in [0, 1]
+) -> Tensor:  # (1, H, W) in [0, 1]
+    "The region that a name stands for; `ValueError` for a name that tells no place."
+    if depth is not None and name in ('distance', 'foreground'):
+        return soft_step((depth - float(depth.median())) * (1 if name == 'distance' else -1), .08)
+    ys, xs = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing='ij')
+    halves = dict(zip(REGIONS, (.5 - ys, ys - .5, .5 - xs, xs - .5)))
+    if name in halves: return soft_step(halves[name])[None]
+    for y, row in zip((.25, .5, .75), PLACES):
+        for x, place in zip((.25, .5, .75), row):
+            if name == place: return soft_step(1 - torch.hypot(ys - y, xs - x) / .19, .15)[None]
+    raise ValueError(f'{name!r} tells no place: expected one of {", ".join(REGIONS)}')
+
 # %% ../nbs/01_degrade.ipynb #01-107
 def random_region(
     height:int, width:int,  # of the photo, pixels
@@ -684,17 +702,14 @@ def random_region(
     depth:Tensor|None=None,  # (1, H, W) in [0, 1]; with it the region may be the distance or the foreground
 ) -> Region:
     "A spot, one half, or what is far or near; named."
-    ys, xs = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing='ij')
     shape = pick(('spot', 'spot', 'half') if depth is None else ('spot', 'spot', 'half', 'depth'), generator)
-    if shape == 'depth':
-        far, middle = pick((True, False), generator), float(depth.median())
-        return Region('distance' if far else 'foreground',
-                      soft_step((depth - middle) * (1 if far else -1), .08))
-    if shape == 'half':
-        line = pick((ys, xs), generator) - .5
-        mask = soft_step(line * pick((1, -1), generator))[None]
-    else:
+    if shape == 'spot':
         cy, cx, ry, rx = (uniform(*bounds, generator)
                           for bounds in ((.2, .8), (.2, .8), (.12, .25), (.12, .25)))
+        ys, xs = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing='ij')
         mask = soft_step(1 - torch.hypot((ys - cy) / ry, (xs - cx) / rx), .15)[None]
-    return Region(region_name(mask), mask)
+        return Region(region_name(mask), mask)
+    two = (('distance', 'foreground') if shape == 'depth' else
+           pick((('lower half', 'upper half'), ('right half', 'left half')), generator))
+    name = pick(two, generator)
+    return Region(name, region_mask(name, height, width, depth))

@@ -21,6 +21,7 @@ from .core import (
 from .degrade import DEGRADATIONS
 from .diagnosis import Diagnosis
 from .nano import STREAKS, is_nano_restorer, streak_skewness
+from .places import with_places
 from .reasoner import Reasoner, ReasonerError, Reply, for_kinds, is_nano
 from .restorer import NanoRestorer, Restorer, measured_blur, measured_noise
 from .rl import severity_reward, structure
@@ -98,6 +99,8 @@ def measurement(
     noisy = 'noise' in stated.findings
     words = [_changed(kind, before, told.findings.get(kind), noisy)
              for kind, before in stated.findings.items() if before != told.findings.get(kind)]
+    words += [_changed(kind, None, now, noisy) for kind, now in told.findings.items()
+              if kind not in stated.findings]
     if taken is not None and taken.any():
         words.append(f'noise: none named, but not ruled out; {255 * float(taken.square().mean().sqrt()):.1f} '
                      'levels of what looks like it taken away')
@@ -106,6 +109,10 @@ def measurement(
 _PLACES = {'blur': ('px', "the photo's spectrum"), 'noise': ('levels', "the photo's patches")}
 
 def _changed(kind, before, now, noisy) -> str:
+    if now and now.region:
+        was = f'severity {before.severity}' if before else 'nothing'
+        return (f'{kind}: severity {now.severity}, {now.region}, as parts of the photo show; '
+                f'{was} in the whole')
     if now is None:
         why = ('no streaks in what was taken away as noise' if noisy and kind == 'rain' else
                'not seen again once the noise was gone' if noisy else "the photo's spectrum shows none")
@@ -162,7 +169,8 @@ def second_look(
     """The diagnosis without what was mistaken in the noise, where the restorer can remove noise alone.
     Rain must show in what was removed; other kinds are looked at again in what is left, and named if the
     mean of both probabilities passes the reasoner's threshold for it."""
-    others, reasoner = stated.with_severity('noise', 0).present, pipeline.reasoner
+    reasoner = pipeline.reasoner
+    others = [k for k, f in stated.findings.items() if k != 'noise' and not f.region]
     if not others or (quiet := pipeline.restorer.denoise(image, stated)) is image: return stated
     found = dict(stated.findings)
     streaks = streak_skewness(image - quiet) if 'rain' in others else None
@@ -180,9 +188,12 @@ def told_to_restorer(
     pipeline,  # `ReasonRestore`
     image:torch.Tensor, stated:Diagnosis, present:torch.Tensor=None,  # as for `second_look`
 ) -> Diagnosis:
-    "What the restorer is told: measured and looked at twice, where `measure` is on."
-    if not pipeline.measure: return stated
-    return measured_blur(image, pipeline.second_look(image, measured_noise(image, stated), present))
+    """What the restorer is told: measured and looked at twice, where `measure` is on; with the places that
+    the photo's parts show, where `places` is."""
+    if pipeline.measure:
+        stated = pipeline.second_look(image, measured_noise(image, stated), present)
+        stated = measured_blur(image, stated)
+    return with_places(pipeline.reasoner, image, stated) if pipeline.places else stated
 
 # %% ../nbs/12_pipeline.ipynb #12-told-quieted
 def quieted(
@@ -219,12 +230,13 @@ def load_reason_restore(
     offload:str=None,  # 'model', 'group' or 'sequential': Qwen-Image-Edit waits in main memory
     min_pixels:int=None, max_pixels:int=None,  # area of what a Qwen reasoner sees
     lora=None,  # folder or hub id of a LoRA for Qwen-Image-Edit
-    measure:bool=True, in_doubt:float=1.,  # as for `ReasonRestore`
+    measure:bool=True, in_doubt:float=1., places:bool=False,  # as for `ReasonRestore`
 ) -> 'ReasonRestore':
     "Both parts by name; `ReasonerError` or `RestorerError` says in one line what is missing."
     given = lambda **options: {k: v for k, v in options.items() if v is not None}
     for_reasoner = given(dtype=dtype, quantize=quantize, min_pixels=min_pixels, max_pixels=max_pixels)
     for_restorer = given(dtype=dtype, quantize=quantize, offload=offload, lora=lora)
+    own = dict(measure=measure, in_doubt=in_doubt, places=places)
     small = is_nano(str(reasoner)), is_nano_restorer(restorer)
     if all(small) and (for_reasoner or for_restorer):
         got = ', '.join(for_reasoner | for_restorer)
@@ -232,10 +244,10 @@ def load_reason_restore(
     first = Reasoner.from_pretrained(reasoner, device=device, **({} if small[0] else for_reasoner))
     if not small[1]:
         second = Restorer.from_pretrained(restorer, device=device, **for_restorer)
-        return cls(first, second, measure=measure, in_doubt=in_doubt)
+        return cls(first, second, **own)
     shared = (first.model, first.processor) if reasoner == 'nano' else None
     second = NanoRestorer.from_pretrained(restorer, device=device, reasoner=shared)
-    return cls(first, second, measure=measure, in_doubt=in_doubt)
+    return cls(first, second, **own)
 
 # %% ../nbs/12_pipeline.ipynb #12-014
 class ReasonRestore:
@@ -248,9 +260,10 @@ class ReasonRestore:
         # what the reasoner states at first
         in_doubt:float=1.,  # where nothing is named, half of what looks like noise is taken away if noise is
         # likelier than this; 1: never
+        places:bool=False,  # ask about parts of the photo as well, and restore each by what is wrong there
     ):
-        self.reasoner, self.restorer, self.max_new_tokens, self.measure, self.in_doubt = (
-            reasoner, restorer, max_new_tokens, measure, in_doubt)
+        self.reasoner, self.restorer, self.max_new_tokens = reasoner, restorer, max_new_tokens
+        self.measure, self.in_doubt, self.places = measure, in_doubt, places
 
     from_pretrained = classmethod(load_reason_restore)
 

@@ -6,7 +6,7 @@
 __all__ = ['logger', 'EQUAL', 'PROOF', 'NEAR', 'INSTRUCTION', 'OFFLOADS', 'PARTS', 'BYTE_SPECIALS', 'LORA_TARGETS',
            'RestorerError', 'one_line_errors', 'FlowPolicy', 'draw_noise', 'check_steps', 'euler', 'pad_to_multiple',
            'NanoCondition', 'NanoFlowPolicy', 'tile_spans', 'tile_weights', 'blend_tiles', 'check_pairs', 'Restorer',
-           'CotReader', 'noise_told', 'expected_noise', 'denoiser_share', 'NanoRestorer', 'measured_noise',
+           'CotReader', 'noise_told', 'expected_noise', 'denoiser_share', 'by_place', 'NanoRestorer', 'measured_noise',
            'measured_blur', 'measured', 'measured_diagnoses', 'restoration_prompt', 'fit_prompt', 'working_size',
            'QwenLatents', 'QwenCondition', 'stack_texts', 'read_prompts', 'qwen_times', 'guide', 'QwenFlowPolicy',
            'PartMemory', 'part_memory', 'MemoryPlan', 'free_memory', 'memory_plan', 'find_configs', 'missing_weights',
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import autocast, has_bf16, pick_device, seeded, to_pil
-from .degrade import DEGRADATIONS, KINDS, noise_level, severity_of, strength
+from .degrade import DEGRADATIONS, KINDS, REGIONS, noise_level, region_mask, severity_of, strength
 from .diagnosis import Diagnosis, Finding, diagnosis_vectors, written_value
 from .nano import SHIPPED_RESTORERS, glance_at, is_nano_restorer, measure_blur, measure_noise
 
@@ -376,6 +376,23 @@ def denoiser_share(
     return max(share, .5) if image.min() < 0 or image.max() > 1 else share
 
 
+# %% ../nbs/09_restorer.ipynb #09-place
+def by_place(
+    diagnosis,  # `Diagnosis`
+    height:int, width:int,  # of the photo, pixels
+) -> list:  # of (`Diagnosis` without these regions, its weight (1,H,W)); the weights add up to 1 everywhere
+    """What is wrong in each part of the photo, where findings name a region. A region that is none of
+    `rr.degrade.REGIONS`, such as 'number plate', cannot be found by its name: it counts as everywhere."""
+    there = {k: f.region for k, f in diagnosis.findings.items() if f.region in REGIONS}
+    parts = [(set(diagnosis.findings) - set(there), torch.ones(1, height, width))]
+    for region in dict.fromkeys(there.values()):
+        mask, more = region_mask(region, height, width), {k for k in there if there[k] == region}
+        parts = [(kinds | also, weight * share) for kinds, weight in parts
+                 for also, share in ((set(), 1 - mask), (more, mask))]
+    told = lambda kinds: replace(diagnosis, findings={
+        k: replace(f, region='') if k in there else f for k, f in diagnosis.findings.items() if k in kinds})
+    return [(told(kinds), weight) for kinds, weight in parts if weight.any()]
+
 # %% ../nbs/09_restorer.ipynb #09-041
 class NanoRestorer(Restorer):
     "The small network of this package, on any device and for photos of any size."
@@ -444,9 +461,17 @@ class NanoRestorer(Restorer):
         return blend_tiles(run, height, width, self.tile, self.overlap, self.overlap // 4)
 
     def _restore(self, image, diagnosis, steps, seed, on_step):
-        """One photo: what the flow makes of it, and where noise is all that is wrong, a mean of that and
-        what the network for noise alone does. Kinds that neither has met are left out of the diagnosis."""
-        diagnosis = diagnosis.only(self.kinds)
+        """One photo, each of its parts by what is wrong there. Kinds that the networks have not met are left
+        out of the diagnosis."""
+        parts = by_place(diagnosis.only(self.kinds), *image.shape[-2:])
+        repaired = lambda told: (
+            image if told.is_clean else self._restore_all(image, told, steps, seed, on_step).to(image))
+        if len(parts) == 1: return repaired(parts[0][0])
+        return sum(weight.to(image) * repaired(told) for told, weight in parts)
+
+    def _restore_all(self, image, diagnosis, steps, seed, on_step):
+        """What the flow makes of the photo, and where noise is all that is wrong, a mean of that and what the
+        network for noise alone does."""
         restored = self._flow(image.clamp(0, 1), diagnosis, steps, seed, on_step)
         if diagnosis.present != ('noise',): return restored
         quiet = self.denoise(image, diagnosis)

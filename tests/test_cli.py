@@ -161,7 +161,7 @@ def test_restore_twice_refuses_and_keeps_then_overwrites(restored):
 def test_diagnose_as_json_and_as_text(photos):
     done = rr_command('diagnose', damaged_photo(), photos / 'letter.jpg', '--json', timeout=1200)
     record = json.loads(done.stdout)
-    assert done.returncode == 1 and list(record) == ['input', 'severity', 'present', 'parameters', 'cot']
+    assert done.returncode == 1 and list(record) == ['input', 'severity', 'present', 'regions', 'parameters', 'cot']
     assert record['present'] == [k for k, s in record['severity'].items() if s] == list(record['parameters'])
     from rr.diagnosis import parse_cot
 
