@@ -632,6 +632,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'rr.pipeline.told_to_restorer': ('pipeline.html#told_to_restorer', 'rr/pipeline.py')},
             'rr.places': { 'rr.places.SeverityMap': ('places.html#severitymap', 'rr/places.py'),
                            'rr.places.SeverityMap.__getitem__': ('places.html#severitymap.__getitem__', 'rr/places.py'),
+                           'rr.places._in_part': ('places.html#_in_part', 'rr/places.py'),
                            'rr.places.parts_of': ('places.html#parts_of', 'rr/places.py'),
                            'rr.places.place_of': ('places.html#place_of', 'rr/places.py'),
                            'rr.places.place_templates': ('places.html#place_templates', 'rr/places.py'),

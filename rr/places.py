@@ -123,12 +123,18 @@ def with_places(
     found:SeverityMap|None=None,  # default: it is made
 ) -> Diagnosis:
     "The diagnosis with the places to which its kinds are confined, and with what only a look at parts shows."
-    found = found or severity_map(reasoner, image)
+    image, found = to_tensor(image), found or severity_map(reasoner, image)
     templates, findings = place_templates(*found.size, len(found.severity[0])), dict(diagnosis.findings)
     for kind, severity, present in zip(found.kinds, found.severity, found.present):
         place, there = place_of(severity, templates)
         known = kind in findings or there >= WEAK
         if place and known and reasoner.names(kind, float(present.max())):
-            findings[kind] = replace(findings.get(kind, Finding(1)), region=place,
-                                     severity=min(max(round(there), 1), 100))
+            finding = findings.get(kind) or _in_part(reasoner, image, kind, severity)
+            findings[kind] = replace(finding, region=place, severity=min(max(round(there), 1), 100))
     return replace(diagnosis, findings={k: findings[k] for k in found.kinds if k in findings} | findings)
+
+def _in_part(reasoner, image, kind, severity) -> Finding:
+    "What the reasoner writes of a kind where its map is highest, for the parameters; bare if it names none."
+    rows, columns = parts_of(*image.shape[-2:], len(severity))[int(severity.argmax())]
+    reply, = reasoner.reply(image[:, rows, columns])
+    return reply.diagnosis.findings.get(kind, Finding(1))
