@@ -466,7 +466,7 @@ class NanoRestorer(Restorer):
         parts = by_place(diagnosis.only(self.kinds), *image.shape[-2:])
         repaired = lambda told: (
             image if told.is_clean else self._restore_all(image, told, steps, seed, on_step).to(image))
-        if len(parts) == 1: return repaired(parts[0][0])
+        if len(parts) == 1: return self._restore_all(image, parts[0][0], steps, seed, on_step)
         return sum(weight.to(image) * repaired(told) for told, weight in parts)
 
     def _restore_all(self, image, diagnosis, steps, seed, on_step):
