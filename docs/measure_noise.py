@@ -17,7 +17,7 @@ from rr.nano import STREAKS, measure_noise, streak_skewness
 from rr.reasoner import Reasoner
 from rr.restorer import NanoRestorer
 
-TYPES, SEVERITIES, RAIN = ('gaussian', 'poisson', 'camera'), (15, 40, 80), (0, 15, 30, 60)
+TYPES, SEVERITIES, RAIN = ('gaussian', 'poisson', 'camera'), (15, 40, 80, 95), (0, 15, 30, 60)
 
 def parameters(kind, seed):
     "Of noise of that type; what else it needs is drawn as `rr.degrade` draws it."

@@ -1,7 +1,8 @@
 """Does asking about parts of a photo tell where its damage is, and does that help the restorer? python docs/measure_places.py Kodak24 McMaster --out docs/measured/places.jsonl
 
 Every photo twice: with one or two kinds, each in a part of it, and with one to four kinds everywhere. The reasoner is asked about the whole and about its parts (`rr.places`). With the four kinds
-of the restorer also the PSNR of the photo restored by either diagnosis, and by the true one with its regions and without. Records that are there already are kept."""
+of the restorer also the PSNR of the photo restored by either diagnosis, and by the true one with its regions and without. Records that are there already are kept. With --choose instead what other
+shapes and limits of `place_of` would make of the maps in the records."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from rr.degrade import PAPER_KINDS, REGIONS
 from rr.diagnosis import Diagnosis
 from rr.evaluate import PRESENT, evaluation_photos
 from rr.pipeline import ReasonRestore
-from rr.places import place_of, place_templates, severity_map, with_places
+from rr.places import WEAK, place_of, place_templates, severity_map, with_places
+from rr.reasoner import SURE
 from rr.severity import Table
 
 ROUNDS = {  # reasoner and its kinds
@@ -93,6 +95,28 @@ def gains(rows: list[dict]) -> list[dict]:
     return made
 
 
+def choices(rows: list[dict]) -> list[dict]:
+    "By powers of the templates and the error that a place may leave: kinds of severity 15 or more in a part that are found, right places, and false kinds, in a part and everywhere."
+    made = []
+    for shapes in ((1.0,), (2.0,), (0.5, 2.0), (0.5, 1.0, 3.0)):
+        templates = {size: place_templates(*size, shapes=shapes) for size in {tuple(r['size']) for r in rows}}
+        for clearer in (0.2, 0.3, 0.4, 0.5):
+            count = dict.fromkeys(('there', 'found', 'right', 'false', 'false, everywhere'), 0)
+            for r in rows:
+                for kind, severity, present in zip(ROUNDS[r['reasoner']], r['severity'], r['present']):
+                    place, there = place_of(torch.tensor(severity).float().view(4, 4), templates[tuple(r['size'])], clearer)
+                    local = bool(place) and max(present) > SURE and (kind in r['whole'] or there >= WEAK)
+                    found, (strength, region) = local or kind in r['whole'], r['true'].get(kind, (0, ''))
+                    if r['where'] == 'in a part' and strength >= PRESENT:
+                        count['there'] += 1
+                        count['found'] += found
+                        count['right'] += local and place == region
+                    if not strength:
+                        count['false' + ', everywhere' * (r['where'] == 'everywhere')] += found
+            made.append(dict(shapes=' '.join(f'{s:g}' for s in shapes), limit=clearer) | count)
+    return made
+
+
 def report(rows: list[dict]):
     for make in (seen, named, gains):
         print(Table(make(rows), caption=make.__doc__), end='\n\n')
@@ -102,10 +126,13 @@ def main():
     p = photo_arguments(__doc__)
     p.add_argument('--reasoners', nargs='+', choices=list(ROUNDS), default=list(ROUNDS))
     p.add_argument('--exclude', type=Path, nargs='+', default=(), help='photos that are not clean, or tables of them, as for `rr degrade`')
+    p.add_argument('--choose', action='store_true', help='no new records; other settings, on those that are there')
     a = p.parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
     rows, left_out = Kept(a.out), read_exclusions(*a.exclude)
+    if a.choose:
+        return print(Table(choices(rows), caption=choices.__doc__))
     known = {(r['reasoner'], r['where'], r['name']) for r in rows}
     for reasoner in a.reasoners:
         pipeline = ReasonRestore.from_pretrained(reasoner)

@@ -1,5 +1,6 @@
 """How far the reasoner's severities follow damage that other people's code makes, and real damage: python docs/measure_transfer.py CLEAN_DIRS --twins fog HAZY CLEAR --twins noise NOISY CLEAN --out docs/measured/transfer.jsonl
 
+With --measured, of noise and blur what is measured on the photo where the reasoner names them, as the restorer is told, instead of what is read.
 Needs the extra `dev` (imgcorr, the corruptions of ImageNet-C; kornia; deepinv)."""
 import argparse, importlib.resources, json, sys, types, warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ warnings.filterwarnings('ignore')  # of the packages below, about NumPy
 from rr.core import atomic_path
 from rr.data import clean_photos
 from rr.evaluate import compare_twins, level_table, paired_photos, read_levels
+from rr.pipeline import ReasonRestore
 from rr.reasoner import Reasoner
 
 
@@ -44,12 +46,23 @@ def motion(photo, level, i):
     from kornia.filters import motion_blur
     return motion_blur(photo[None], 4 * level + 1, 36. * i, 0., border_type='reflect')[0]
 
-LEVELS = range(1, 6)
+LEVELS, MEASURED = range(1, 6), ('noise', 'blur')
 GENERATORS = {
     'Gaussian noise, ImageNet-C': ('noise', LEVELS, corruption('gaussian_noise')), 'shot noise, ImageNet-C': ('noise', LEVELS, corruption('shot_noise')),
     'impulse noise, ImageNet-C': ('noise', LEVELS, corruption('impulse_noise')), 'Gaussian blur, ImageNet-C': ('blur', LEVELS, corruption('gaussian_blur')),
     'defocus, ImageNet-C': ('blur', LEVELS, corruption('defocus_blur')), 'motion blur, kornia': ('blur', LEVELS, motion),
     'fog, ImageNet-C': ('fog', LEVELS, corruption('fog')), 'haze, deepinv': ('fog', LEVELS, haze), 'rain, kornia': ('rain', LEVELS, rain)}
+
+class Told:
+    "Speaks as a reasoner whose noise and blur are measured where it names them."
+    def __init__(self, pipeline): self.pipeline, self.kinds = pipeline, pipeline.reasoner.kinds
+
+    def severity(self, images):
+        rows = []
+        for image, reply in zip(images, self.pipeline.reasoner.reply(images)):
+            told = self.pipeline.told(image, reply.diagnosis, reply.present)
+            rows.append([told.severity(k) if k in MEASURED and k in reply.diagnosis.findings else s for k, s in zip(reply.kinds, reply.severity.tolist())])
+        return torch.tensor(rows)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -57,11 +70,12 @@ def main():
     p.add_argument('--every', type=int, default=3, help='take every so-manyth photo')
     p.add_argument('--twins', nargs=3, action='append', default=[], metavar=('KIND', 'DAMAGED', 'CLEAN'), help='real damage: two folders, and the kind that differs')
     p.add_argument('--reasoner', default='nano')
+    p.add_argument('--measured', action='store_true', help='as the restorer is told; noise and blur only')
     p.add_argument('--out', type=Path, required=True)
     a = p.parse_args()
-    reasoner = Reasoner.from_pretrained(a.reasoner)
+    reasoner = Told(ReasonRestore.from_pretrained(a.reasoner)) if a.measured else Reasoner.from_pretrained(a.reasoner)
     photos = [path for folder in a.photos for path in clean_photos(folder)][::a.every]
-    levels = read_levels(reasoner, photos, GENERATORS)
+    levels = read_levels(reasoner, photos, {name: g for name, g in GENERATORS.items() if not a.measured or g[0] in MEASURED})
     twins = [row for kind, damaged, clean in a.twins for row in compare_twins(reasoner, paired_photos(damaged, clean), kind)]
     with atomic_path(a.out) as path: path.write_text(''.join(json.dumps(r) + '\n' for r in levels + twins))
     print(level_table(levels))

@@ -91,6 +91,8 @@ def _restore_options(parser):
     _add_common(parser)
     _add_restorer(parser)
     _add_places(parser)
+    parser.add_argument('--only', nargs='+', choices=list(DEGRADATION_OPTIONS), metavar='KIND',
+                        help='the kinds that can be wrong, where you know them (after the photos)')
 
 def _diagnose_options(parser):
     parser.add_argument('photos', nargs='+', metavar='PHOTO')
@@ -238,11 +240,11 @@ def _load(name:str, *models, **options):
 
 def printable(text:str) -> str: return ''.join(c if c.isprintable() or c == '\n' else '?' for c in text)
 
-def bars(severities:dict, regions:dict=()) -> str:
+def bars(severities:dict, regions:dict) -> str:
     "A bar of 20 characters for each kind, as text, and the place of those that have one."
-    place = lambda kind: printable(f' {dict(regions)[kind]}') if kind in regions else ''
-    return '\n'.join(f'  {kind:9} {s:3d} {"#" * round(s / 5):.<20}{place(kind)}'
-                     for kind, s in severities.items())
+    lines = (f'  {kind:9} {s:3d} {"#" * round(s / 5):.<20} {printable(regions.get(kind, ""))}'
+             for kind, s in severities.items())
+    return '\n'.join(map(str.rstrip, lines))
 
 # %% ../nbs/16_cli.ipynb #16-030
 def run_diagnose(args) -> int:
@@ -260,10 +262,9 @@ def run_diagnose(args) -> int:
             d = with_places(reasoner(), photo.image, d)
             if d != reply.diagnosis: cot = d.to_cot()
         severities = d.severities(reply.kinds)
-        regions = {k: f.region for k, f in d.findings.items() if f.region}
-        record = dict(input=path, severity=severities, present=list(d.present), regions=regions,
+        record = dict(input=path, severity=severities, present=list(d.present), regions=d.regions,
                       parameters={k: f.parameters for k, f in d.findings.items()}, cot=cot)
-        return record, f'{path}\n{bars(severities, regions)}\n\n{printable(cot)}\n'
+        return record, f'{path}\n{bars(severities, d.regions)}\n\n{printable(cot)}\n'
     return for_each(args.photos, work, args.json)
 
 # %% ../nbs/16_cli.ipynb #16-032
@@ -291,8 +292,12 @@ def run_restore(args) -> int:
     folder, stems = Path(args.out), iter(result_stems(args.photos))
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as error: raise Unusable(f'{folder}: {error.strerror}') from error
-    pipeline = cache(lambda: _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
-                                   measure=args.measure, places=args.places))
+    def load():
+        if args.places: from rr.places import with_places as locate
+        else: locate = None
+        return _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
+                     measure=args.measure, locate=locate, only=args.only)
+    pipeline = cache(load)
 
     def work(path):
         restored, trace = _result_files(folder, next(stems), args.overwrite)
@@ -301,7 +306,8 @@ def run_restore(args) -> int:
         write_photo(restored, result.restored.image, result.restored.alpha, args.overwrite)
         _write_trace(trace, result.trace_html(), args.overwrite)
         record = dict(input=path, restored=str(restored), trace=str(trace),
-                      before=result.before.severities(), after=result.after.severities(),
+                      before=result.before.severities(), regions=result.before.regions,
+                      after=result.after.severities(),
                       seconds=round(sum(result.seconds.values()), 3))
         return record, f'{result.summary()} -> {restored}'
     return for_each(args.photos, work, args.json)

@@ -128,6 +128,11 @@ class Diagnosis:
         "True when nothing was found."
         return not self.findings
 
+    @property
+    def regions(self)->dict: # kind -> the name of the place
+        "Where the kinds are that are confined to a part of the photo."
+        return {k: f.region for k, f in self.findings.items() if f.region}
+
     def severity(self, kind:str)->int: # 0 when absent
         "Severity of one kind, 0-100."
         if kind not in DEGRADATIONS:

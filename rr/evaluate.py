@@ -847,7 +847,9 @@ class Evaluation:
         p = self.pipeline
         own = (dict(train=list(self.train or ())) if section == 'reasoner' else
                dict(steps=self.steps, measure=p.measure and p.max_new_tokens, in_doubt=p.in_doubt,
-                    restorer=_options(p.restorer, _OF_RESTORER)))
+                    restorer=_options(p.restorer, _OF_RESTORER),
+                    **({} if p.only is None else dict(only=sorted(p.only))),
+                    **({} if p.locate is None else dict(locate=f'{p.locate.__module__}.{p.locate.__qualname__}'))))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
         return _digest(dict(seed=self.seed, scale=severity_table(), condition=condition, models=models,
@@ -856,11 +858,11 @@ class Evaluation:
     def diagnosis(self, pair:Pair, condition:Condition, mark:str)->Diagnosis:
         """What the restorer is told: what the reasoner says, from its record if there is one, with what can
         be measured on the photo."""
-        settings, photo = self.settings('reasoner', condition), pair.degraded.clamp(0, 1)
+        settings = self.settings('reasoner', condition)
         known = self.log.get('reasoner', condition.name, pair.name, settings, mark)
-        if known is None: stated = self.pipeline.reasoner.reply([photo])[0].diagnosis
+        if known is None: stated = self.pipeline.reasoner.reply([pair.degraded.clamp(0, 1)])[0].diagnosis
         else: stated = parse_cot(known['cot']).diagnosis if known['valid'] else Diagnosis()
-        return self.pipeline.told(photo, stated)
+        return self.pipeline.told(pair.degraded, stated)
 
     def record(self, section:str, condition:Condition, name:str, mark:str, make_pair:Callable)->dict:
         "The record of one photo, known by the hash `mark`: from the log, or made now."

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['OVERVIEW', 'WINDOW', 'PATCH', 'MERGE', 'BLOCK', 'MEDIAN_OF_7', 'TONES', 'QUANTILES', 'TOWER_WIDTHS', 'TOWER_DEPTHS',
            'SPECIAL_TOKENS', 'CHAT_TEMPLATE', 'COLUMN', 'SEVERITIES', 'NOISE_RANGE', 'DETAIL', 'KNEE', 'BOLD',
-           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'NOISE_TYPES', 'STREAKS', 'GLANCE', 'SHIPPED_RESTORERS',
-           'SHIPPED_DENOISER', 'texture_map', 'windows_of', 'nano_views', 'unpatchify', 'TowerBlock', 'row_median',
-           'block_spectra', 'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor', 'train_tokenizer',
-           'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner', 'save_nano_reasoner',
-           'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power', 'kernel_power',
-           'misfit', 'measure_blur', 'patches_of', 'patch_covariance', 'noise_floor', 'measure_noise', 'line_kernels',
-           'streak_skewness', 'time_embedding', 'TextPool', 'foldable', 'FiLMBlock', 'glance_at', 'Glance', 'Survey',
-           'cut_map', 'NanoRestorerNet', 'NanoDenoiser', 'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer',
-           'load_nano_denoiser', 'weights_mark', 'save_correction', 'corrected']
+           'CAREFUL', 'TILE', 'KERNEL_WIDTHS', 'KERNEL_SHAPES', 'NOISE_TYPES', 'NOISE_MARGINS', 'STREAKS', 'GLANCE',
+           'SHIPPED_RESTORERS', 'SHIPPED_DENOISER', 'texture_map', 'windows_of', 'nano_views', 'unpatchify',
+           'TowerBlock', 'row_median', 'block_spectra', 'tone_statistics', 'Gist', 'NanoTower', 'nano_image_processor',
+           'train_tokenizer', 'nano_processor', 'nano_reasoner_config', 'tower_shape', 'build_nano_reasoner',
+           'save_nano_reasoner', 'load_nano_reasoner', 'read_blur', 'seamless', 'wiener', 'first_guesses', 'mean_power',
+           'kernel_power', 'misfit', 'measure_blur', 'patches_of', 'patch_covariance', 'noise_floor', 'measure_noise',
+           'grey_shares', 'noise_table', 'line_kernels', 'streak_skewness', 'time_embedding', 'TextPool', 'foldable',
+           'FiLMBlock', 'glance_at', 'Glance', 'Survey', 'cut_map', 'NanoRestorerNet', 'NanoDenoiser',
+           'is_nano_restorer', 'save_nano_restorer', 'load_nano_restorer', 'load_nano_denoiser', 'weights_mark',
+           'save_correction', 'corrected']
 
 # %% ../nbs/06_nano.ipynb #06-002
 import hashlib, json, math
@@ -508,12 +509,12 @@ def noise_floor(
 # %% ../nbs/06_nano.ipynb #06-noise-measure
 NOISE_TYPES = ({'type': 'gaussian'}, {'type': 'poisson'},
                *({'type': 'camera', 'read_share': share} for share in (.1, .35, .6)))
+NOISE_MARGINS = 0, .005, .015, .005, .005  # log-ratio by which each must fit better than the first
 
 @torch.no_grad()
 def measure_noise(
-    image:Tensor,  # (3, H, W) in [0, 1], noisy
+    image:Tensor,  # (3, H, W), noisy; within [0, 1] it counts as clipped
     degrees:int=4,  # of brightness
-    margin:float=.03,  # log-ratio by which a kind must fit better than Gaussian noise
 ) -> dict|None:  # parameters of `Noise`; None: the photo does not say
     "Kind and level of the noise, as the photo's patches of different brightness show them."
     if min(image.shape[-2:]) < 2 * TILE: return None
@@ -527,31 +528,56 @@ def measure_noise(
     floor = sum(map(noise_floor, spreads)) / degrees
     if floor < .5 / 255: return None
     smooth = F.avg_pool2d(F.pad(image[None], (3,) * 4, mode='reflect'), 7, 1)[0]
-    step = math.ceil(math.sqrt(smooth[0].numel() / 65_536))
-    smooth = smooth[:, ::step, ::step].contiguous()  # enough to measure on
-    degree = torch.bucketize(smooth.mean(0), limits)
-    fits = [_fit_noise(kind, 255 * floor, spreads, smooth, degree) for kind in NOISE_TYPES]
-    best = min(range(len(fits)), key=lambda i: fits[i][0] + margin * (i > 0))
+    step = math.ceil(math.sqrt(smooth[0].numel() / 262_144))
+    smooth = smooth[:, ::step, ::step]  # enough to count
+    shares = grey_shares(smooth, torch.bucketize(smooth.mean(0), limits), degrees)
+    clipped = 0 <= image.min() and image.max() <= 1
+    fits = [_fit_noise(kind, 255 * floor, spreads, shares, clipped) for kind in NOISE_TYPES]
+    best = min(range(len(fits)), key=lambda i: fits[i][0] + NOISE_MARGINS[i])
     return NOISE_TYPES[best] | dict(sigma=fits[best][1])
+
+def grey_shares(
+    image:Tensor,  # (C, H, W); what leaves [0, 1] counts to its ends
+    degree:Tensor,  # (H, W), integers below `degrees`
+    degrees:int,
+    levels:int=256,
+) -> Tensor:  # (degrees, C, levels), each row adds up to 1, or is 0 where no pixel has that degree
+    "How often each grey level is found where a photo has each degree of brightness."
+    place = (image.clamp(0, 1) * (levels - 1)).round().long() + levels * degree
+    counts = torch.stack([channel.flatten().bincount(minlength=levels * degrees) for channel in place])
+    counts = counts.unflatten(1, (degrees, levels)).transpose(0, 1).float()
+    return counts / counts.sum(2, keepdim=True).clamp_min(1)
+
+def noise_table(
+    params:dict,  # of `Noise`
+    clipped:bool=True,  # to [0, 1], as in a file
+    levels:int=256, draws:int=1024,
+) -> tuple[Tensor, Tensor]:  # (levels,) each
+    "Of evenly spaced grey levels with noise on them: mean, which does not fall, and variance."
+    grey = torch.linspace(0, 1, levels)[:, None].expand(levels, draws)
+    made = noisy(grey, params, seeded(0))
+    if clipped: made = made.clamp(0, 1)
+    return made.mean(1).cummax(0).values, made.var(1)
 
 def _fit_noise(
     kind:dict,  # type of noise
     sigma:float,  # first guess, 8-bit levels
     spreads:list,  # covariance of the patches, (D, D) for each degree of brightness
-    smooth:Tensor, degree:Tensor,  # (C, h, w) points of the photo without noise, (h, w) their degree
+    shares:Tensor,  # (degrees, C, levels), of `grey_shares`
+    clipped:bool,  # as for `noise_table`
 ) -> tuple[float, float]:
     "Spread of the log-ratio of the measured levels to those of noise of this kind, and its best `sigma`."
-    floors, there = None, [d for d in range(len(spreads)) if (degree == d).any()]
+    floors, there = None, shares.sum((1, 2)) > 0
+    grey = torch.linspace(0, 1, shares.shape[-1])
     for _ in range(3):
-        error = (noisy(smooth, kind | dict(sigma=sigma), seeded(0)).clamp(0, 1) - smooth).square()
-        made = torch.stack([error[:, degree == d].mean(1) for d in there]).clamp_min(1e-8)  # variances (D, C)
+        mean, variance = noise_table(kind | dict(sigma=sigma), clipped, len(grey))
+        clean = torch.searchsorted(mean, grey).clamp_max(len(grey) - 1)  # whose mean each grey level is
+        made = (shares[there] @ variance[clean]).clamp_min(1e-8)  # (D, C)
         level = made.mean(1).sqrt()
         if floors is None:  # as if all channels were equally noisy
-            scale = level[:, None] / made.sqrt()
-            floors = torch.tensor([
-                noise_floor(spreads[d] * s * s[:, None])
-                for d, s in zip(there, scale.repeat_interleave(len(spreads[0]) // scale.shape[1], 1))
-            ]).clamp_min(1e-6)
+            scale = (level[:, None] / made.sqrt()).repeat_interleave(len(spreads[0]) // made.shape[1], 1)
+            floors = torch.tensor([noise_floor(spreads[d] * s * s[:, None])
+                                   for d, s in zip(there.nonzero().flatten(), scale)]).clamp_min(1e-6)
         ratio = (floors / level).log()
         sigma = min(100., sigma * float(ratio.mean().exp()))
     return float(ratio.std(correction=0)), sigma

@@ -380,11 +380,11 @@ def denoiser_share(
 def by_place(
     diagnosis,  # `Diagnosis`
     height:int, width:int,  # of the photo, pixels
-) -> list:  # of (`Diagnosis` without these regions, its weight (1,H,W)); the weights add up to 1 everywhere
+) -> list:  # of (`Diagnosis` without these regions, its weight, which broadcasts to (1,H,W)); they add up to 1
     """What is wrong in each part of the photo, where findings name a region. A region that is none of
     `rr.degrade.REGIONS`, such as 'number plate', cannot be found by its name: it counts as everywhere."""
-    there = {k: f.region for k, f in diagnosis.findings.items() if f.region in REGIONS}
-    parts = [(set(diagnosis.findings) - set(there), torch.ones(1, height, width))]
+    there = {k: region for k, region in diagnosis.regions.items() if region in REGIONS}
+    parts = [(set(diagnosis.findings) - set(there), torch.ones(1, 1, 1))]
     for region in dict.fromkeys(there.values()):
         mask, more = region_mask(region, height, width), {k for k in there if there[k] == region}
         parts = [(kinds | also, weight * share) for kinds, weight in parts
@@ -464,10 +464,9 @@ class NanoRestorer(Restorer):
         """One photo, each of its parts by what is wrong there. Kinds that the networks have not met are left
         out of the diagnosis."""
         parts = by_place(diagnosis.only(self.kinds), *image.shape[-2:])
-        repaired = lambda told: (
-            image if told.is_clean else self._restore_all(image, told, steps, seed, on_step).to(image))
-        if len(parts) == 1: return self._restore_all(image, parts[0][0], steps, seed, on_step)
-        return sum(weight.to(image) * repaired(told) for told, weight in parts)
+        repaired = lambda told: self._restore_all(image, told, steps, seed, on_step).to(image)
+        if len(parts) == 1: return repaired(parts[0][0])
+        return sum(weight.to(image) * (image if told.is_clean else repaired(told)) for told, weight in parts)
 
     def _restore_all(self, image, diagnosis, steps, seed, on_step):
         """What the flow makes of the photo, and where noise is all that is wrong, a mean of that and what the
@@ -496,7 +495,7 @@ PROOF = .2  # misfit by which a kernel must explain a spectrum better than none 
 NEAR = 2.  # factor between stated and measured noise up to which the measurement is believed
 
 def measured_noise(
-    image:torch.Tensor,  # (3,H,W) in [0,1], the damaged photo
+    image:torch.Tensor,  # (3,H,W), the damaged photo; within [0,1] noise counts as clipped
     diagnosis,  # a reasoner's `Diagnosis` of it
 ):  # `Diagnosis`, the same object where nothing was measured
     """The diagnosis with kind and level of its noise as the photo's patches show them, where that is near

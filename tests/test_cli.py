@@ -100,12 +100,23 @@ def restored(photos, tmp_path_factory):
     return rr_command('restore', *inputs, '--out', out, '--json', timeout=1200), inputs, out
 
 
+def test_restore_hears_only_what_can_be_wrong(tmp_path, capsys):
+    from rr.cli import main
+
+    command = ['restore', str(damaged_photo()), '--out', str(tmp_path), '--json', '--only']
+    assert main([*command, 'noise', 'blur']) == 0
+    before = json.loads(capsys.readouterr().out)['before']
+    assert before['noise'] > 15 and before['fog'] == 0
+    with pytest.raises(SystemExit, match='2'): main([*command, 'mist'])
+    assert "invalid choice: 'mist'" in capsys.readouterr().err
+
+
 def test_restore_as_json_has_the_promised_fields(restored):
     done, inputs, _ = restored
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert [r['input'] for r in records] == [str(p) for p in inputs if p.name != 'letter.jpg']
     for r in records:
-        assert list(r) == ['input', 'restored', 'trace', 'before', 'after', 'seconds']
+        assert list(r) == ['input', 'restored', 'trace', 'before', 'regions', 'after', 'seconds']
         for severities in (r['before'], r['after']):
             assert list(severities) == ['fog', 'rain', 'blur', 'noise'] and all(
                 0 <= s <= 100 for s in severities.values()

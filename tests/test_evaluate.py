@@ -21,6 +21,7 @@ from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, Evaluation, RecordLo
                          speed_table, ssim, with_interval, through_network)
 from rr.nano import NanoRestorerNet
 from rr.pipeline import ReasonRestore
+from rr.places import with_places
 from rr.reasoner import SHORT_PROMPT, Reply, read_reply
 from rr.restorer import NanoRestorer, Restorer
 from rr.severity import center_crop
@@ -346,7 +347,8 @@ SHOWN = tuple((torch.full((3, 64, 64), v), 'none') for v in (0., .5))
     ('reasoner', 'threshold', .5, .7), ('restorer', 'tile', 1024, 512), ('restorer', 'overlap', 128, 64),
     ('policy', 'true_cfg_scale', 4., 1.), ('policy', 'negative_prompt', ' ', None),
     ('policy', 'latents', SimpleNamespace(pixels=2**20), SimpleNamespace(pixels=2**18)),
-    ('pipeline', 'max_new_tokens', 512, 256), ('pipeline', 'in_doubt', .05, .1)])
+    ('pipeline', 'max_new_tokens', 512, 256), ('pipeline', 'in_doubt', .05, .1),
+    ('pipeline', 'only', ('noise',), None), ('pipeline', 'locate', None, with_places)])
 def test_what_decides_a_record_is_in_its_settings(pipeline, part, name, before, after):
     place = dict(pipeline=pipeline, reasoner=pipeline.reasoner, restorer=pipeline.restorer, policy=pipeline.restorer.policy)[part]
     run, found = Evaluation(pipeline), []

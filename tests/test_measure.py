@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rr.core import bundled_photos, psnr, read_photo, seeded
-from rr.degrade import DEGRADATIONS, blur_kernel, degrade, severity_of
+from rr.degrade import DEGRADATIONS, blur_kernel, degrade, noisy, severity_of
 from rr.diagnosis import Diagnosis, Finding, Scene
-from rr.nano import BOLD, STREAKS, kernel_power, line_kernels, mean_power, measure_blur, measure_noise, misfit, noise_floor, patch_covariance, patches_of, streak_skewness, wiener
+from rr.nano import BOLD, STREAKS, grey_shares, kernel_power, line_kernels, mean_power, measure_blur, measure_noise, misfit, noise_floor, noise_table, patch_covariance, patches_of, streak_skewness, wiener
 from rr.pipeline import measurement
 from rr.restorer import measured, measured_diagnoses, measured_noise
 
@@ -135,7 +135,34 @@ def test_kind_and_level_of_noise_are_measured(photos, kind):
             found, true = measure_noise(noisy.image), noisy.parameters['noise']['sigma']
             errors.append((found['type'] == kind, abs(math.log(found['sigma'] / true))))
     assert sum(right for right, _ in errors) >= 8, errors
-    assert sum(e for _, e in errors) / len(errors) < .09, errors
+    assert sum(e for _, e in errors) / len(errors) < .05, errors
+
+
+@pytest.mark.parametrize('kind', ['gaussian', 'poisson'])
+def test_noise_that_is_clipped_at_black_and_white_is_measured_at_its_full_strength(photos, kind):
+    for i, name in enumerate(('coffee', 'colosseum', 'lake')):
+        made = noisy(photos[name], {'type': kind, 'sigma': 50.}, seeded(i))
+        in_file, whole = measure_noise((made.clamp(0, 1) * 255).round() / 255), measure_noise(made)
+        assert in_file['type'] == kind and abs(math.log(in_file['sigma'] / 50)) < .07, (name, in_file)
+        assert whole['type'] == kind and abs(math.log(whole['sigma'] / 50)) < .03, (name, whole)
+
+
+def test_clipping_makes_black_brighter_and_white_darker():
+    mean, variance = noise_table({'type': 'gaussian', 'sigma': 40.})
+    half = 40 / 255 / math.sqrt(2 * math.pi)  # mean of the upper half of a normal distribution
+    assert float(mean[0]) == pytest.approx(half, rel=.15) and float(mean[-1]) == pytest.approx(1 - half, rel=.02)
+    assert float(mean[128]) == pytest.approx(128 / 255, abs=.02) and variance[0] < variance[128] / 2
+    free, _ = noise_table({'type': 'gaussian', 'sigma': 40.}, clipped=False)
+    torch.testing.assert_close(free, torch.linspace(0, 1, 256), atol=.03, rtol=0)
+
+
+def test_every_grey_level_is_counted_once_in_its_degree():
+    image, degree = torch.rand(3, 20, 30, generator=seeded(1)), torch.arange(30).remainder(3).expand(20, 30)
+    shares = grey_shares(image, degree, 4)
+    assert shares.shape == (4, 3, 256) and not shares[3].any()
+    torch.testing.assert_close(shares[:3].sum(2), torch.ones(3, 3))
+    mean = (shares[1, 2] * torch.linspace(0, 1, 256)).sum()
+    torch.testing.assert_close(mean, image[2][degree == 1].mean(), atol=2e-3, rtol=0)
 
 
 def test_where_noise_cannot_be_measured_nothing_is_said(photos):

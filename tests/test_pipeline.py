@@ -221,6 +221,42 @@ def test_lists_and_batches_give_lists(mixed):
     assert len(mixed(torch.stack([picture(), picture(seed=1)]), edit=FOG)) == 2
 
 
+# What can be wrong
+
+def test_only_what_can_be_wrong_is_heard(nano):
+    asked = ReasonRestore(nano.reasoner, nano.restorer, only=('noise', 'rain'))
+    result, free = asked(damaged_photo()), nano(damaged_photo())
+    assert free.before.present == ('fog', 'noise') and result.before.present == ('noise',) and 'fog' in result.reply.diagnosis.findings
+    assert f'fog: ruled out by you (severity {result.reply.diagnosis.severity("fog")} before)' in result.measured
+    told_so = nano(damaged_photo(), edit=result.before)
+    assert torch.equal(result.restored.image, told_so.restored.image) and not told_so.measured
+    assert set(result.after.present) <= {'noise', 'rain'}
+
+
+def test_nothing_that_can_be_wrong_leaves_the_photo(nano):
+    result = ReasonRestore(nano.reasoner, nano.restorer, only=(), in_doubt=.001)(damaged_photo())
+    assert result.untouched and result.before.is_clean
+
+
+def test_a_kind_that_is_none_cannot_be_asked_for(nano):
+    for only in (('mist',), 'noise'):
+        with pytest.raises(ValueError, match='is none of fog, rain'): ReasonRestore(nano.reasoner, nano.restorer, only=only)
+
+
+def test_what_a_look_at_parts_adds_must_be_possible_too(nano):
+    both = Diagnosis({'fog': Finding(40, region='left half'), 'noise': Finding(30, {'type': 'gaussian', 'sigma': 12.})})
+    asked = ReasonRestore(nano.reasoner, nano.restorer, locate=lambda reasoner, image, diagnosis: both, only=('fog',))
+    assert asked.told(picture(), Diagnosis()).regions == {'fog': 'left half'}
+
+
+def test_noise_that_leaves_the_range_is_measured_whole(nano):
+    photo = read_photo(bundled_photos()['lake']).image
+    noisy = photo + torch.randn(photo.shape, generator=seeded(3)) * 50 / 255
+    told = nano.told(noisy, Diagnosis({'fog': Finding(20), 'rain': Finding(20), 'noise': Finding(90, {'type': 'camera', 'sigma': 46.})}))
+    assert told.present == ('noise',) and told.findings['noise'].parameters['type'] == 'gaussian'
+    assert told.findings['noise'].parameters['sigma'] == pytest.approx(50, rel=.03)
+
+
 # Files and records
 
 def test_save_writes_both_or_refuses(mixed, tmp_path):
@@ -240,7 +276,7 @@ def test_save_writes_both_or_refuses(mixed, tmp_path):
 def test_record_for_json(mixed, tmp_path):
     result = mixed(picture(), edit=FOG)
     record = json.loads(json.dumps(result.to_dict(result.save(tmp_path, 'x'))))
-    assert set(record) == {'input', 'restored', 'trace', 'before', 'after', 'seconds', 'reward'}
+    assert set(record) == {'input', 'restored', 'trace', 'before', 'regions', 'after', 'seconds', 'reward'}
     assert record['before'] == {'fog': 60, 'rain': 0, 'blur': 0, 'noise': 0} and set(record['after']) == set(KINDS)
     assert record['restored'].endswith('x.restored.png') and record['trace'].endswith('x.trace.html')
     assert result.to_dict()['restored'] is None
