@@ -5,9 +5,10 @@
         --maxim FOLDER --every 16 --out docs/measured/peers.jsonl
 
 BM3D, blind (its noise estimated) and told the noise; MAXIM, which was trained on the training halves of those very
-sets; and the shipped weights, blind, diagnosis included. FOLDER has the MAXIM packages of docs/maxim.py."""
+sets; and the shipped weights, blind, diagnosis included. FOLDER has the MAXIM packages of docs/maxim.py. With --again
+METHOD that method is measured once more in the records that are there, after a change."""
 
-import argparse, time
+import argparse, json, time
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from kept import Kept
 
-from rr.core import psnr
+from rr.core import atomic_path, psnr
 from rr.evaluate import bm3d, noisy_photos, paired_photos
 from rr.pipeline import ReasonRestore
 from rr.severity import Table
@@ -40,10 +41,8 @@ def jobs(a):  # -> (benchmark, pairs, methods by name)
     )  # before TensorFlow, which does not bear that Triton comes after it
 
     def nano(image):
-        photo = image.clamp(0, 1)
-        return pipe.restorer.restore([photo], [pipe.told(photo, pipe.reasoner.reply([photo])[0].diagnosis)])[
-            0
-        ]
+        told = pipe.told(image, pipe.reasoner.reply([image.clamp(0, 1)])[0].diagnosis)
+        return pipe.restorer.restore([image], [told])[0]
 
     for sigma in (15, 25, 50) if a.noise else ():
         yield (
@@ -104,30 +103,37 @@ def main():
     p.add_argument(
         '--out', type=Path, required=True, help='records, one line a photo; goes on where it stopped'
     )
+    p.add_argument('--again', metavar='METHOD', help="such as 'nano, blind'")
     a = p.parse_args()
-    rows = Kept(a.out)
-    known = {(r['benchmark'], r['photo']) for r in rows}
+    rows, loaded = Kept(a.out), set()
+    known = {(r['benchmark'], r['photo']): r for r in rows}
     for benchmark, pairs, methods in jobs(a):
         for pair in islice(pairs, 0, None, a.every):
-            if (benchmark, pair.name) in known:
-                continue
-            row = dict(
+            row = known.get((benchmark, pair.name))
+            asked = {n: m for n, m in methods.items() if row is None or n == a.again}
+            new = row is None
+            row = row or dict(
                 benchmark=benchmark,
                 photo=pair.name,
                 input=round(float(psnr(pair.degraded, pair.clean)), 3),
                 psnr={},
                 seconds={},
             )
-            for name, method in methods.items():
-                if not any(name in r['psnr'] for r in rows):
+            for name, method in asked.items():
+                if name not in loaded:
                     method(
                         pair.degraded[:, :256, :256]
                     )  # loads what it needs, so that the clock does not count it
+                    loaded.add(name)
                 began = time.process_time()
                 image = method(pair.degraded)
                 row['seconds'][name] = round(time.process_time() - began, 2)
                 row['psnr'][name] = round(float(psnr(image, pair.clean)), 3)
-            rows.add(row)
+            if new:
+                rows.add(row)
+    if a.again:
+        with atomic_path(a.out, overwrite=True) as file:
+            file.write_text(''.join(json.dumps(r) + '\n' for r in rows))
     print(Table(summary(rows), caption='Mean PSNR in dB and CPU seconds a photo'))
 
 
