@@ -509,7 +509,8 @@ def noise_floor(
 # %% ../nbs/06_nano.ipynb #06-noise-measure
 NOISE_TYPES = ({'type': 'gaussian'}, {'type': 'poisson'},
                *({'type': 'camera', 'read_share': share} for share in (.1, .35, .6)))
-NOISE_MARGINS = 0, .005, .015, .005, .005  # log-ratio by which each must fit better than the first
+# log-ratio by which each must fit better than the first, which a camera of little read noise resembles most
+NOISE_MARGINS = 0, .005, .015, .005, .005
 
 @torch.no_grad()
 def measure_noise(
