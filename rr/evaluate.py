@@ -845,11 +845,12 @@ class Evaluation:
     def settings(self, section:str, condition:Condition|None)->str: # a hash
         "Everything that decides a record besides the photo."
         p = self.pipeline
+        chosen = dict(only=p.only and sorted(p.only),
+                      locate=p.locate and getattr(p.locate, '__qualname__', type(p.locate).__name__))
         own = (dict(train=list(self.train or ())) if section == 'reasoner' else
                dict(steps=self.steps, measure=p.measure and p.max_new_tokens, in_doubt=p.in_doubt,
                     restorer=_options(p.restorer, _OF_RESTORER),
-                    **({} if p.only is None else dict(only=sorted(p.only))),
-                    **({} if p.locate is None else dict(locate=f'{p.locate.__module__}.{p.locate.__qualname__}'))))
+                    **{name: value for name, value in chosen.items() if value is not None}))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
         return _digest(dict(seed=self.seed, scale=severity_table(), condition=condition, models=models,

@@ -83,7 +83,7 @@ def record(
     result,  # `Restoration`
     saved:Saved=None,  # its files, where they were saved
 ) -> dict:
-    "Files, severities and places by kind, seconds in all, reward: `rr restore --json` prints all but the last."
+    "Files, severities and places by kind, seconds in all, reward; `rr restore --json` prints all but reward."
     return dict(input=result.name, restored=saved and str(saved.restored), trace=saved and str(saved.trace),
                 before=result.before.severities(), regions=result.before.regions,
                 after=result.after.severities(),
@@ -97,7 +97,8 @@ def measurement(
     only:tuple=None,  # the kinds that were let through; None: all
 ) -> str:  # empty where nothing was measured
     "In words, what was measured or seen at a second look, in place of what the reasoner had stated at first."
-    noisy, out = 'noise' in stated.findings, [k for k in stated.findings if only is not None and k not in only]
+    noisy = 'noise' in stated.findings
+    out = [] if only is None else [k for k in stated.findings if k not in only]
     words = [f'{kind}: ruled out by you (severity {stated.findings[kind].severity} before)' for kind in out]
     words += [_changed(kind, before, told.findings.get(kind), noisy)
               for kind, before in stated.findings.items()

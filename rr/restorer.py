@@ -380,7 +380,7 @@ def denoiser_share(
 def by_place(
     diagnosis,  # `Diagnosis`
     height:int, width:int,  # of the photo, pixels
-) -> list:  # of (`Diagnosis` without these regions, its weight, which broadcasts to (1,H,W)); they add up to 1
+) -> list:  # of (`Diagnosis` without these regions, weight that broadcasts to (1,H,W)); weights add up to 1
     """What is wrong in each part of the photo, where findings name a region. A region that is none of
     `rr.degrade.REGIONS`, such as 'number plate', cannot be found by its name: it counts as everywhere."""
     there = {k: region for k, region in diagnosis.regions.items() if region in REGIONS}
