@@ -98,6 +98,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'rr.data.Recipe': ('data.html#recipe', 'rr/data.py'),
                          'rr.data.Recipe.beyond': ('data.html#recipe.beyond', 'rr/data.py'),
                          'rr.data.Recipe.draw': ('data.html#recipe.draw', 'rr/data.py'),
+                         'rr.data.Recipe.draw_camera': ('data.html#recipe.draw_camera', 'rr/data.py'),
                          'rr.data.Recipe.levels': ('data.html#recipe.levels', 'rr/data.py'),
                          'rr.data.Recipe.number': ('data.html#recipe.number', 'rr/data.py'),
                          'rr.data.Recipe.regions': ('data.html#recipe.regions', 'rr/data.py'),

@@ -775,6 +775,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help='words: train the whole tower and nothing else, through the language model')
     p.add_argument('--stored-share', type=float, default=0.,
                    help='how often a pair is made into what a file holds: JPEG, demosaicked noise')
+    p.add_argument('--camera-share', type=float, default=0.,
+                   help='how often a photo is as a camera wrote it: soft, with weak coarse noise or none')
     p.add_argument('--base', default='nano', help='lora: the reasoner to tune: nano, a folder, or a hub id')
     p.add_argument('--quantize', choices=('4bit',), help='lora: load the base in 4 bits')
     p.add_argument('--rank', type=int, default=16, help='lora: rank of the adapter')
@@ -812,7 +814,7 @@ def main(args:list[str]|None=None):
     scenes = load_captions(a.captions) if a.captions else {}
     recipe = replace(TRAINING, kinds=kinds, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
                      clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
-                     stored_share=a.stored_share, weak_share=a.weak_share,
+                     stored_share=a.stored_share, weak_share=a.weak_share, camera_share=a.camera_share,
                      strong_share=a.strong_share, counts=a.counts and tuple(a.counts))
     streams = streams_of_sizes(photos, scenes, recipe, a.seed, tuple(a.sizes), tuple(a.mirrored))
     described = [scenes.get(f, Scene()) for f in photos]

@@ -321,14 +321,16 @@ def run_identity(trainer:GRPO, settings:RunSettings, stream:PairStream) -> dict:
     "What must be the same for a run to be the same run."
     from rr.evaluate import fingerprint
     free, reward, policy = ('updates', 'save_every'), trainer.reward, trainer.policy
+    weights = getattr(reward, 'weights', None)
     frozen = [p for p in getattr(policy, 'module', policy).parameters() if not p.requires_grad]
-    return dict(method=type(trainer).__name__,
+    return dict(method=type(trainer).__name__, reward=getattr(reward, 'name', type(reward).__name__),
                 guard=getattr(getattr(reward, 'guard', None), '__name__', ''),
                 **asdict(trainer.config),
                 **{f'run {k}': v for k, v in asdict(settings).items() if k not in free},
                 **{f'stream {k}': v for k, v in synthesis_settings(stream).items()},
                 judge=judge_mark(getattr(reward, 'reasoner', None)),
-                **{'base weights': fingerprint(torch.nn.ParameterList(frozen)),
+                **{'reward weights': weights.tolist() if torch.is_tensor(weights) else None,
+                   'base weights': fingerprint(torch.nn.ParameterList(frozen)),
                    'LoRA rank (shapes that train)': [list(p.shape) for p in trainer.parameters]})
 
 def severity_left(trainer:GRPO) -> list[float]:

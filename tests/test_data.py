@@ -4,9 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, made_ahead, random_window,
+from rr.data import (CAMERA_NOISE, STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, made_ahead, random_window,
                      read_depth, read_exclusions, softened, synthesize)
 from rr.core import PhotoError, seeded, write_photo
 from rr.degrade import degrade, severity_table, strength, use_scale
@@ -237,6 +238,19 @@ def test_some_of_the_pairs_are_stored(folder):
     photos = clean_photos(folder)
     plain, half = (PairStream(photos, 64, Recipe(stored_share=share), seed=3) for share in (0., .5))
     assert 8 <= sum(torch.equal(plain[i].degraded, half[i].degraded) for i in range(32)) <= 24
+
+def test_a_photo_as_a_camera_wrote_it_is_soft_with_weak_noise_and_nothing_else(folder):
+    photos = clean_photos(folder)
+    recipe = Recipe(camera_share=1., clean_share=.2, strong_share=1.)
+    plain, camera = (PairStream(photos, 64, replace(recipe, camera_share=share), seed=3) for share in (0., 1.))
+    pairs = [camera[i] for i in range(40)]
+    assert {p.diagnosis.present for p in pairs} == {(), ('noise',)} and 8 <= sum(p.diagnosis.is_clean for p in pairs) <= 24
+    levels = [p.diagnosis.severity('noise') for p in pairs if not p.diagnosis.is_clean]
+    assert CAMERA_NOISE[0] <= min(levels) and max(levels) <= CAMERA_NOISE[1], 'strong_share does not apply'
+    assert torch.equal(pairs[3].degraded, camera[3].degraded), 'the same each time'
+    fine = lambda stream: sum(float((s.clean - F.avg_pool2d(s.clean, 3, 1, 1))[:, 1:-1, 1:-1].std()) for s in map(stream.__getitem__, range(40)))
+    assert fine(camera) < .95 * fine(plain)
+    assert Recipe(('fog',), camera_share=1.).draw_camera(seeded(1)) == {}, 'no kind that the recipe lacks'
 
 def test_demosaicked_noise_keeps_its_strength_and_is_alike_in_neighbours():
     noise = torch.randn(3, 128, 128, generator=seeded(0))

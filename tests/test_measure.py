@@ -100,6 +100,14 @@ def test_what_is_not_blurred_all_over_is_left_as_it_was(photos):
     assert unwritten.findings['blur'].parameters['sigma'] == pytest.approx(1.2, rel=.1)
 
 
+def test_a_wide_blur_is_not_measured_as_a_narrow_one(photos):
+    photo = blur(photos['colosseum'], dict(type='gaussian', sigma=1.2))
+    stated = lambda sigma: Diagnosis({'blur': Finding(50, {'type': 'gaussian', 'sigma': sigma})})
+    assert measured(photo, stated(1.9)).findings['blur'].parameters['sigma'] == pytest.approx(1.2, rel=.1)
+    wide = stated(2.5)
+    assert measured(photo, wide) is wide
+
+
 def test_a_spectrum_may_say_that_there_is_no_blur(photos):
     stated = Diagnosis({'blur': Finding(30, {'type': 'gaussian', 'sigma': 1.})})
     sharp = [measured(p, stated) for p in photos.values()]

@@ -16,7 +16,8 @@ from rr.reasoner import Reasoner
 from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, change_table, judge_mark, main, measure, merge_lora, moved,
                           nft_loss, pairs_mark, rows_are_of, run_identity, write_rows)
 from rr.restorer import NanoFlowPolicy, NanoRestorer
-from rr.rl import (GRPO, STEPS, SeverityReward, GaussianFlow, GRPOConfig, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
+from rr.degrade import KINDS
+from rr.rl import (GRPO, STEPS, SeverityReward, GaussianFlow, GRPOConfig, MetricGain, no_guard, normalised_log_ratio, sample_with_log_probs, step_of, step_weights,
                    train_lora, window_at)
 from test_rl import Blend, brightness
 
@@ -223,6 +224,18 @@ def test_a_run_with_another_judge_is_refused():
     policy = Blend()
     marks = [run_identity(GRPO(policy, SeverityReward(Judge(w))), RunSettings(), stream())['judge'] for w in (1., 1., 2.)]
     assert marks[0] == marks[1] != marks[2] and marks[0] == judge_mark(Judge(1.)) and judge_mark(None) == ''
+
+
+def test_a_run_with_another_reward_is_refused():
+    class Judge:
+        def severity(self, images): return torch.zeros(len(images), len(KINDS))
+    asked = lambda reward: run_identity(GRPO(Blend(), reward), RunSettings(), stream())
+    differ = lambda a, b: [k for k in a if a[k] != b[k]]
+    plain = asked(SeverityReward(Judge()))
+    assert differ(plain, asked(SeverityReward(Judge()))) == []
+    assert differ(plain, asked(SeverityReward(Judge(), weights={'rain': 2.}))) == ['reward weights']
+    assert differ(plain, asked(SeverityReward(Judge(), guard=no_guard))) == ['guard']
+    assert differ(plain, asked(MetricGain('psnr'))) == ['reward', 'guard', 'reward weights']
 
 
 def test_a_checkpoint_without_photos_and_networks_is_refused(tmp_path):
