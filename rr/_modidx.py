@@ -802,6 +802,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'rr.reinforce.nft_loss': ('reinforce.html#nft_loss', 'rr/reinforce.py'),
                               'rr.reinforce.pairs_mark': ('reinforce.html#pairs_mark', 'rr/reinforce.py'),
                               'rr.reinforce.reinforce': ('reinforce.html#reinforce', 'rr/reinforce.py'),
+                              'rr.reinforce.reward_settings': ('reinforce.html#reward_settings', 'rr/reinforce.py'),
                               'rr.reinforce.rows_are_of': ('reinforce.html#rows_are_of', 'rr/reinforce.py'),
                               'rr.reinforce.run_identity': ('reinforce.html#run_identity', 'rr/reinforce.py'),
                               'rr.reinforce.severity_left': ('reinforce.html#severity_left', 'rr/reinforce.py'),

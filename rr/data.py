@@ -144,7 +144,8 @@ def scene_from_row(row:dict) -> Scene:
 # %% ../nbs/05_data.ipynb #05-024
 WEAK = (1, 20)  # severities that are hard to see, both ends included
 STRONGEST = 1.8  # sigma of the strongest noise that is learnt from, relative to that of severity 100
-CAMERA_NOISE, CAMERA_QUIET, CAMERA_ENLARGED = (3, 15), .4, 1.8  # severities; share without noise; at most
+CAMERA_NOISE, CAMERA_QUIET = (3, 15), .4  # photos as a camera wrote them: severities; share without noise
+CAMERA_ENLARGED = 1.8  # times that they are enlarged, at most
 
 @dataclass(frozen=True)
 class Recipe:
@@ -403,9 +404,9 @@ def stored_pair(
     pair:Pair,
     severities:dict[str, float], depth:Tensor|None, regions:dict[str, Region],  # that `pair` was made with
     generator:torch.Generator,
-    mosaic_share:float=MOSAIC_SHARE,
+    mosaic_share:float=MOSAIC_SHARE,  # how often noise is demosaicked first, and half of that softened too
 ) -> Pair:
-    "`as_stored`; in some of the pairs with noise, the noise is demosaicked first, half of them softened too."
+    "`as_stored`, at times with noise as it is after demosaicking."
     if 'noise' not in severities or torch.rand((), generator=generator) >= mosaic_share:
         return as_stored(pair, generator)
     rest = severities.keys() - {'noise'}

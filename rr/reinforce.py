@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NFTConfig', 'holding', 'nft_loss', 'DiffusionNFT', 'GradientConfig', 'moved', 'RewardGradient', 'Curriculum',
            'merge_lora', 'measure', 'change_table', 'write_rows', 'rows_are_of', 'pairs_mark', 'RunSettings',
-           'judge_mark', 'run_identity', 'severity_left', 'Run', 'reinforce', 'main']
+           'judge_mark', 'reward_settings', 'run_identity', 'severity_left', 'Run', 'reinforce', 'main']
 
 # %% ../nbs/17_reinforce.ipynb #17-004
 import argparse, json, time
@@ -317,20 +317,26 @@ def judge_mark(
     networks = [v for v in vars(judge).values() if isinstance(v, torch.nn.Module)] if judge else []
     return fingerprint(torch.nn.ModuleList(networks)) if networks else ''
 
+def reward_settings(reward) -> dict:
+    "Name of a reward, and the numbers, words and functions that it was made with; networks are left out."
+    def plain(value):
+        if torch.is_tensor(value): return value.tolist()
+        if isinstance(value, (tuple, list)): return [plain(v) for v in value]
+        return value if isinstance(value, (int, float, str)) else getattr(value, '__name__', None)
+    own = {f'reward {k}': plain(v) for k, v in vars(reward).items() if k != 'terms'}
+    return dict(reward=getattr(reward, '__name__', type(reward).__name__),
+                **{k: v for k, v in own.items() if v is not None})
+
 def run_identity(trainer:GRPO, settings:RunSettings, stream:PairStream) -> dict:
     "What must be the same for a run to be the same run."
     from rr.evaluate import fingerprint
     free, reward, policy = ('updates', 'save_every'), trainer.reward, trainer.policy
-    weights = getattr(reward, 'weights', None)
     frozen = [p for p in getattr(policy, 'module', policy).parameters() if not p.requires_grad]
-    return dict(method=type(trainer).__name__, reward=getattr(reward, 'name', type(reward).__name__),
-                guard=getattr(getattr(reward, 'guard', None), '__name__', ''),
-                **asdict(trainer.config),
+    return dict(method=type(trainer).__name__, **reward_settings(reward), **asdict(trainer.config),
                 **{f'run {k}': v for k, v in asdict(settings).items() if k not in free},
                 **{f'stream {k}': v for k, v in synthesis_settings(stream).items()},
                 judge=judge_mark(getattr(reward, 'reasoner', None)),
-                **{'reward weights': weights.tolist() if torch.is_tensor(weights) else None,
-                   'base weights': fingerprint(torch.nn.ParameterList(frozen)),
+                **{'base weights': fingerprint(torch.nn.ParameterList(frozen)),
                    'LoRA rank (shapes that train)': [list(p.shape) for p in trainer.parameters]})
 
 def severity_left(trainer:GRPO) -> list[float]:

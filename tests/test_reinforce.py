@@ -13,6 +13,7 @@ from rr.nano import NanoRestorerNet, load_nano_restorer
 from rr.finetune import TowerTrainer, TowerTraining
 from rr.nano import NanoTower
 from rr.reasoner import Reasoner
+from rr.reasoner_rl import VerifiableReward
 from rr.reinforce import (Curriculum, DiffusionNFT, GradientConfig, NFTConfig, RewardGradient, Run, RunSettings, change_table, judge_mark, main, measure, merge_lora, moved,
                           nft_loss, pairs_mark, rows_are_of, run_identity, write_rows)
 from rr.restorer import NanoFlowPolicy, NanoRestorer
@@ -230,12 +231,13 @@ def test_a_run_with_another_reward_is_refused():
     class Judge:
         def severity(self, images): return torch.zeros(len(images), len(KINDS))
     asked = lambda reward: run_identity(GRPO(Blend(), reward), RunSettings(), stream())
-    differ = lambda a, b: [k for k in a if a[k] != b[k]]
+    differ = lambda a, b: [k for k in a if a[k] != b.get(k)]
     plain = asked(SeverityReward(Judge()))
     assert differ(plain, asked(SeverityReward(Judge()))) == []
     assert differ(plain, asked(SeverityReward(Judge(), weights={'rain': 2.}))) == ['reward weights']
-    assert differ(plain, asked(SeverityReward(Judge(), guard=no_guard))) == ['guard']
-    assert differ(plain, asked(MetricGain('psnr'))) == ['reward', 'guard', 'reward weights']
+    assert differ(plain, asked(SeverityReward(Judge(), guard=no_guard))) == ['reward guard']
+    assert asked(MetricGain('psnr'))['reward name'] == 'psnr' and 'reward' in differ(plain, asked(VerifiableReward()))
+    assert differ(asked(VerifiableReward()), asked(VerifiableReward(severity=.7, tolerance=40.))) == ['reward weights', 'reward tolerance']
 
 
 def test_a_checkpoint_without_photos_and_networks_is_refused(tmp_path):
