@@ -21,7 +21,7 @@ def main():
     p.add_argument('--noise', type=Path, help='folder of clean photos, such as CBSD68')
     p.add_argument('--pairs', nargs=3, action='append', default=[], metavar=('NAME', 'DAMAGED', 'CLEAN'))
     p.add_argument('--out', type=Path, required=True, help='records, one line a photo; goes on where it stopped')
-    p.add_argument('--in-doubt', type=float, default=1.0, help='as for `ReasonRestore`')
+    p.add_argument('--in-doubt', type=float, default=0.05, help='as for `ReasonRestore`')
     a = p.parse_args()
     blind = ReasonRestore.from_pretrained(in_doubt=a.in_doubt)
     denoiser = ReasonRestore(blind.reasoner, blind.restorer, only=('noise',))

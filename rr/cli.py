@@ -59,6 +59,9 @@ def _add_restorer(parser:argparse.ArgumentParser):
     parser.add_argument('--no-measure', dest='measure', action='store_false',
                         help='restore by the blur that the reasoner states, '
                              'not by the one that the photo shows')
+    parser.add_argument('--keep-clean', dest='in_doubt', action='store_const', const=1.,
+                        help='leave a photo as it is where nothing is named; '
+                             'default: half of what may be noise is taken away')
 
 # %% ../nbs/16_cli.ipynb #16-010
 def build_parser() -> argparse.ArgumentParser:
@@ -296,7 +299,7 @@ def run_restore(args) -> int:
         if args.places: from rr.places import with_places as locate
         else: locate = None
         return _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
-                     measure=args.measure, locate=locate, only=args.only)
+                     measure=args.measure, in_doubt=args.in_doubt, locate=locate, only=args.only)
     pipeline = cache(load)
 
     def work(path):
@@ -320,7 +323,7 @@ def run_evaluate(args) -> int:
     from rr.core import PhotoError
     from rr.evaluate import evaluate
     pipeline = _load('ReasonRestore', args.reasoner, args.restorer, quantize=args.quantize,
-                     measure=args.measure)
+                     measure=args.measure, in_doubt=args.in_doubt)
     try:
         results = evaluate(folder, pipeline, args.seed, args.limit, args.out, args.sections, steps=args.steps,
                            progress=sys.stderr.isatty())

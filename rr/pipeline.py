@@ -244,7 +244,7 @@ def load_reason_restore(
     offload:str=None,  # 'model', 'group' or 'sequential': Qwen-Image-Edit waits in main memory
     min_pixels:int=None, max_pixels:int=None,  # area of what a Qwen reasoner sees
     lora=None,  # folder or hub id of a LoRA for Qwen-Image-Edit
-    measure:bool=True, in_doubt:float=1., locate=None, only=None,  # as for `ReasonRestore`
+    measure:bool=True, in_doubt:float=.05, locate=None, only=None,  # as for `ReasonRestore`
 ) -> 'ReasonRestore':
     "Both parts by name; `ReasonerError` or `RestorerError` says in one line what is missing."
     given = lambda **options: {k: v for k, v in options.items() if v is not None}
@@ -272,8 +272,8 @@ class ReasonRestore:
         max_new_tokens:int=512,  # longest reply of the reasoner
         measure:bool=True,  # what can be measured on the photo, or seen once noise is gone, counts more than
         # what the reasoner states at first
-        in_doubt:float=1.,  # where nothing is named, half of what looks like noise is taken away if noise is
-        # likelier than this; 1: never
+        in_doubt:float=.05,  # where nothing is named, half of what looks like noise is taken away if noise is
+        # likelier than this; 1: never, and what is called clean comes back as it is
         locate=None,  # (reasoner, image, diagnosis) -> diagnosis that says where its kinds are, such as
         # `rr.places.with_places`; None: of places only what the reasoner writes
         only:tuple[str, ...]=None,  # the kinds that can be wrong, where you know them: what else the reasoner

@@ -111,6 +111,18 @@ def test_restore_hears_only_what_can_be_wrong(tmp_path, capsys):
     assert "invalid choice: 'mist'" in capsys.readouterr().err
 
 
+def test_restore_keeps_what_is_clean_where_that_is_asked_for(tmp_path, capsys):
+    from rr.cli import main
+
+    coffee = bundled_photos()['coffee']  # the probability of noise: about .3
+    for name, option, same in (('kept', ['--keep-clean'], True), ('quieted', [], False)):
+        assert main(['restore', str(coffee), '--out', str(tmp_path / name), *option]) == 0
+        restored = read_photo(tmp_path / name / 'coffee.restored.png').image
+        said = capsys.readouterr().out
+        assert ('left as it is' in said) == torch.equal(restored, read_photo(coffee).image) == same, said
+        assert psnr(restored, read_photo(coffee).image) > 42
+
+
 def test_restore_as_json_has_the_promised_fields(restored):
     done, inputs, _ = restored
     records = [json.loads(line) for line in done.stdout.splitlines()]
