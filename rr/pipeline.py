@@ -133,7 +133,7 @@ def _changed(kind, before, now, noisy) -> str:
 class Restoration:
     "Everything that happened to one photo."
     photo: Photo  # as it came in
-    restored: Photo  # as it goes out; the same object when nothing was wrong
+    restored: Photo  # as it goes out; the same object when nothing was changed
     before: Diagnosis  # what the restorer was told: what was read, measured and seen twice, or your edit
     after: Diagnosis  # what the reasoner says about the restored photo; empty where `unread` says why
     severity_before: torch.Tensor  # (K,) expected severities 0-100 over `KINDS`
