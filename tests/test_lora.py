@@ -237,7 +237,7 @@ def test_words_keep_their_meaning_when_the_vocabulary_changes_its_order():
 def test_the_shipped_adapter_sees_what_the_weights_below_it_do_not(tmp_path):
     seven, four = Reasoner.from_pretrained('nano-seven'), Reasoner.from_pretrained('nano')
     assert seven.kinds == SEVEN == tuple(DEGRADATIONS) and is_nano('nano-seven') and four.kinds == KINDS
-    clean = read_photo(bundled_photos()['coffee']).image[:, :360, :480]
+    clean = read_photo(bundled_photos()['cat']).image[:, :360, :480]
     quiet = seven.severity(clean)[0]
     for kind in set(SEVEN) - set(KINDS):
         damaged = degrade(clean, {kind: 70}, seed=2).image
