@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from rr.evaluate import evaluate_pairs, noisy_photos, paired_photos
-from rr.pipeline import ReasonRestore
+from rr.pipeline import IN_DOUBT, ReasonRestore
 
 NOISE, PAIRS = ('non-local means',), ('dark channel', 'row median', 'non-local means')  # classical methods beside it
 FAR = 2  # dB by which a wrong kind in the diagnosis shows
@@ -21,7 +21,7 @@ def main():
     p.add_argument('--noise', type=Path, help='folder of clean photos, such as CBSD68')
     p.add_argument('--pairs', nargs=3, action='append', default=[], metavar=('NAME', 'DAMAGED', 'CLEAN'))
     p.add_argument('--out', type=Path, required=True, help='records, one line a photo; goes on where it stopped')
-    p.add_argument('--in-doubt', type=float, default=0.05, help='as for `ReasonRestore`')
+    p.add_argument('--in-doubt', type=float, default=IN_DOUBT, help='as for `ReasonRestore`')
     a = p.parse_args()
     blind = ReasonRestore.from_pretrained(in_doubt=a.in_doubt)
     denoiser = ReasonRestore(blind.reasoner, blind.restorer, only=('noise',))

@@ -12,11 +12,11 @@ from kept import Kept, photo_arguments
 from rr.core import psnr, read_photo, seeded
 from rr.data import clean_photos, demosaicked, softened
 from rr.degrade import DEGRADATIONS, noisy
-from rr.pipeline import ReasonRestore
+from rr.pipeline import IN_DOUBT, ReasonRestore
 from rr.severity import Table, center_crop
 
 SIDE, LEVELS, SOFT = 384, (0, 2, 3, 5, 8), 0.6  # pixels, 8-bit levels (0: no noise, no file), pixels
-DOUBT, DOUBTS = 0.05, (0.02, 0.05, 0.1, 0.2)  # of the pipeline; to count
+DOUBTS = (0.02, 0.05, 0.1, 0.2)  # to count
 
 
 def in_file(clean: torch.Tensor, level: float, seed: int) -> torch.Tensor:
@@ -45,25 +45,30 @@ def record(pipeline, clean: torch.Tensor, level: float, seed: int) -> dict:
 
 
 def report(rows: list[dict]):
-    "How often noise is named or in doubt; then what it brings where the pipeline acts: in doubt, and nothing named."
+    "How often noise is named or in doubt; what the pipeline brings to all photos; then to those where noise is in doubt and nothing named."
     mean = lambda found, key: float(np.mean([r[key] for r in found]))
-    seen, acted = Table(caption='Noise of a camera, in a file'), Table(caption=f'Above {DOUBT}, nothing named: half is taken away')
+    seen, every = Table(caption='Noise of a camera, in a file'), Table(caption='What the pipeline does to all of them; PSNR of those that it changes')
+    acted = Table(caption=f'Above {IN_DOUBT}, nothing named: half is taken away')
     for level in LEVELS:
         found = [r for r in rows if r['level'] == level]
         doubt = {f'above {d}': sum(r['likely'] > d for r in found) for d in DOUBTS}
         seen.append(dict(level=level, photos=len(found), named=sum(r['named'] for r in found)) | doubt)
-        found = [r for r in found if r['likely'] > DOUBT and not r['named'] and not r['others']]
+        moved = [r for r in found if r['pipeline'] != r['damaged']]
+        every.append(dict(level=level, photos=len(found), gain=f'{mean(found, "pipeline") - mean(found, "damaged"):+.2f}' if level else '',
+            better=sum(r['pipeline'] > r['damaged'] for r in found), worse=sum(r['pipeline'] < r['damaged'] for r in found),
+            changed=len(moved), PSNR=f'{mean(moved, "pipeline"):.2f}', lowest=f'{min(r["pipeline"] for r in moved):.1f}'))
+        found = [r for r in found if r['likely'] > IN_DOUBT and not r['named'] and not r['others']]
         acted.append(dict(level=level, photos=len(found)) | {k: f'{mean(found, k):.2f}' for k in ('damaged', 'pipeline', 'alone')} | dict(
             gain=f'{mean(found, "pipeline") - mean(found, "damaged"):+.2f}' if level else '',
             better=sum(r['pipeline'] > r['damaged'] for r in found), lowest=f'{min(r["pipeline"] for r in found):.1f}', highest=f'{max(r["pipeline"] for r in found):.1f}'))
-    print(seen, acted, sep='\n\n')
+    print(seen, every, acted, sep='\n\n')
 
 
 def main():
     a = photo_arguments(__doc__).parse_args()
     if a.threads:
         torch.set_num_threads(a.threads)
-    rows, pipeline = Kept(a.out), ReasonRestore.from_pretrained(in_doubt=DOUBT)
+    rows, pipeline = Kept(a.out), ReasonRestore.from_pretrained()
     known = {(r['name'], r['level']) for r in rows}
     for i, path in enumerate([path for folder in a.photos for path in clean_photos(folder)][:: a.every]):
         clean = center_crop(read_photo(path).image, SIDE)
