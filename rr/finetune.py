@@ -6,16 +6,17 @@
 __all__ = ['LANGUAGE_LAYERS', 'VISION_LAYERS', 'DiagnosisHead', 'severity_columns', 'column_kinds', 'head_loss', 'normalised',
            'stack_views', 'see', 'TowerTraining', 'TowerBatches', 'TowerTrainer', 'spend_budget', 'schedule',
            'TowerJudge', 'sample_diagnosis', 'sample_texts', 'answer_start', 'ChatCollator', 'loss_html', 'own_numbers',
-           'ReasonerData', 'Rehearsal', 'weighted_loss', 'reasoner_trainer', 'freeze_tower', 'freeze_words',
-           'old_names', 'add_adapter', 'plain_weights', 'save_adapter', 'merge_adapter', 'prompt_for', 'begin_with',
-           'plain_base', 'check_base', 'teach', 'save_memory', 'kept_for_backward', 'training_memory', 'short_side',
-           'streams_of_sizes', 'last_checkpoint', 'run_trainer', 'change_eyes', 'change_words', 'rehearse',
-           'train_words', 'build_parser', 'main']
+           'ReasonerData', 'Rehearsal', 'weighted_loss', 'scored_tokens', 'reasoner_trainer', 'freeze_tower',
+           'freeze_words', 'old_names', 'add_adapter', 'plain_weights', 'save_adapter', 'merge_adapter', 'prompt_for',
+           'begin_with', 'plain_base', 'check_base', 'teach', 'save_memory', 'kept_for_backward', 'training_memory',
+           'short_side', 'streams_of_sizes', 'last_checkpoint', 'run_trainer', 'change_eyes', 'change_words',
+           'rehearse', 'train_words', 'build_parser', 'main']
 
 # %% ../nbs/08_finetune.ipynb #08-002
 import argparse, copy, itertools, json, math, os, shutil, time, warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,8 @@ from .diagnosis import DIAGNOSIS_DIM, Diagnosis, Scene, diagnosis_vectors, vecto
 from .nano import (
     Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
     nano_reasoner_config)
-from .nano import nano_views, save_nano_reasoner, train_tokenizer, tower_shape, weights_mark
+from .nano import (
+    VIEWS, nano_views, save_nano_reasoner, seen_by, tower_shape, train_tokenizer, weights_mark)
 from .reasoner import (
     SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, check_mark, full_question, is_nano,
     load_nano, memory_needed, physical_order, pictures, reasoner_folder, unwrapped, with_adapter)
@@ -336,10 +338,26 @@ def own_numbers(start:int):  # endless iterator of integers
     return itertools.count(start + worker.id, worker.num_workers) if worker else itertools.count(start)
 
 class ReasonerData(torch.utils.data.IterableDataset):
-    "Pairs from several streams in turn, from number `start` on, one share for each process."
-    def __init__(self, streams:list[PairStream], start:int=0): self.streams, self.start = streams, start
+    """Pairs from several streams in turn, from example `start` on, one share for each process; the clean
+    photos are left out where pairs are replayed."""
+    def __init__(self,
+        streams:list[PairStream], start:int=0,
+        replays:int=1,  # examples for each pair that is made, drawn from the last ones
+        kept:int=64,  # pairs to draw from
+    ):
+        self.streams, self.start, self.replays, self.kept = streams, start, replays, kept
+
     def __iter__(self):
-        for i in own_numbers(self.start): yield self.streams[i % len(self.streams)][i]
+        memory = []
+        for i in own_numbers(self.start // self.replays):
+            pair, g = self.streams[i % len(self.streams)][i], seeded(i)
+            if self.replays == 1:
+                yield pair
+                continue
+            pair = replace(pair, clean=None)
+            if len(memory) < self.kept: memory.append(pair)
+            else: memory[torch.randint(self.kept, (), generator=g)] = pair
+            for j in torch.randint(len(memory), (self.replays,), generator=g).tolist(): yield memory[j]
 
 class Rehearsal(torch.utils.data.IterableDataset):
     """Sampled diagnoses without photos: what a language model can learn about the form before it sees
@@ -360,6 +378,11 @@ def weighted_loss(logits:Tensor, labels:Tensor, weights:Tensor) -> Tensor:
     weights = weights * (labels != -100)
     return (each * weights).sum() / weights.sum()
 
+def scored_tokens(labels:Tensor) -> int:  # (B, T) -> 2 to T
+    "How many tokens at the end need scores: those with a label and the one before the first of them."
+    labelled = (labels != -100).any(0).nonzero()
+    return labels.shape[1] - max(int(labelled[0]) - 1, 0) if len(labelled) else labels.shape[1]
+
 # %% ../nbs/08_finetune.ipynb #08-038
 def reasoner_trainer(
     model,
@@ -374,12 +397,14 @@ def reasoner_trainer(
     class ReasonerTrainer(Trainer):
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
             labels, weights = inputs.pop('labels'), inputs.pop('loss_weights')
-            outputs = model(**inputs)
-            loss = weighted_loss(outputs.logits, labels, weights)
+            scored = scored_tokens(labels)
+            outputs = model(**inputs, logits_to_keep=scored)
+            loss = weighted_loss(outputs.logits, labels[:, -scored:], weights[:, -scored:])
             return (loss, outputs) if return_outputs else loss
 
     class JSONLog(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
+            if not state.is_world_process_zero: return
             with open(Path(folder)/'log.jsonl', 'a') as f:
                 f.write(json.dumps(dict(step=state.global_step, **(logs or {}))) + '\n')
 
@@ -533,6 +558,7 @@ def teach(
     start:Path|str|None=None,  # an adapter of the same rank and alpha; layers that it lacks begin at zero
     learning_rate:float=5e-4,
     opening_share:float=0., severity_weight:float|None=None,  # as for `ChatCollator`
+    replays:int=1,  # as for `ReasonerData`
     **settings,  # of `TrainingArguments`: gradient_checkpointing, gradient_accumulation_steps, bf16, ...
 ) -> Reasoner:
     """Fine-tune a reasoner with LoRA; the same lines for nano and Qwen, on one process or many. `ValueError`
@@ -545,7 +571,7 @@ def teach(
     prompt = prompt_for(reasoner.prompt, reasoner.kinds, kinds)
     collator = ChatCollator(reasoner.processor, reasoner.views, prompt, opening_share=opening_share,
                             severity_weight=severity_weight, kinds=kinds)
-    run_trainer(model, ReasonerData(streams), collator, folder,
+    run_trainer(model, ReasonerData(streams, replays=replays), collator, folder,
                 max_steps=steps, per_device_train_batch_size=batch,
                 learning_rate=learning_rate, warmup_steps=max(1, steps // 20), **settings)
     if int(os.environ.get('RANK', 0)) == 0: save_adapter(model, folder, base, kinds)
@@ -580,7 +606,9 @@ def kept_for_backward(
 def training_memory(
     config,  # a `Qwen3VLConfig`
     rank:int=16,
-    batch:int=1, tokens:int=1500,  # conversations in a step, their length: 1,024 tokens are one megapixel
+    batch:int=1,  # conversations in a step
+    tokens:int=1950,  # in each: 1,024 for one megapixel, 580 for the prompt, and the answer
+    answer:int=350,  # of these; only the answer's scores are made. 200 to 320 for four kinds
     quantize:str|None=None,  # '4bit': the frozen weights
     checkpointing:bool=True,
 ) -> dict[str, float]:  # GB
@@ -598,7 +626,7 @@ def training_memory(
     kept = kept_for_backward(whole, batch, tokens) + checkpointing * kept_for_backward(one, batch, tokens)
     parts = {'weights': memory_needed(config, torch.bfloat16, quantize, tokens=0),
              'adapter': 16 * trained, 'kept': kept,
-             'scores': batch * tokens * config.text_config.vocab_size * (2 + 4 + 4)}
+             'scores': batch * answer * config.text_config.vocab_size * (2 + 4 + 4)}
     return {k: round(v / 1e9, 2) for k, v in (parts | {'together': sum(parts.values())}).items()}
 
 # %% ../nbs/08_finetune.ipynb #08-060
@@ -654,7 +682,7 @@ def change_words(model, old, new):  # -> model
     text = model.config.text_config
     other = build_nano_reasoner(nano_reasoner_config(
         new, text.hidden_size, text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads,
-        *tower_shape(model.config)))
+        *tower_shape(model.config), seen_by(model.config)))
     known, words = model.get_input_embeddings().weight, old.get_vocab()
     for piece, i in new.get_vocab().items():
         plain = new.convert_tokens_to_string([piece])
@@ -698,7 +726,9 @@ def train_words(
     opening_share:float=0., severity_weight:float|None=None,  # as for `ChatCollator`
     whole:bool=False,  # train the tower's convolutions too
     eyes_only:bool=False,  # keep the language model, and with it what a restorer reads from its texts
+    views:tuple[str, ...]|None=None,  # with `start`: what it shall see from now on, as for `nano_views`
     workers:int=0,  # processes that make batches ahead
+    replays:int=1,  # as for `ReasonerData`
 ):
     "Step 2 for the nano size: vocabulary, rehearsal without photos, then diagnoses of photos; resumes."
     settings = dict(per_device_train_batch_size=batch, learning_rate=learning_rate,
@@ -706,16 +736,19 @@ def train_words(
     if start:
         model, processor = load_nano_reasoner(start)
         if tower: change_eyes(model, tower)
+        if views: model.config.vision_config.views = list(views)
     if new_words or not start:
         model, processor = rehearse(
             folder, scenes, rehearsal, (model, processor) if start else None, **settings)
         if not start:
             model.model.visual.load_state_dict(
                 torch.load(folder/'tower.pt', map_location='cpu', weights_only=True)['tower'])
-    run_trainer(freeze_words(model) if eyes_only else freeze_tower(model, not whole), ReasonerData(streams),
-                ChatCollator(processor, opening_share=opening_share, severity_weight=severity_weight),
+    run_trainer(freeze_words(model) if eyes_only else freeze_tower(model, not whole),
+                ReasonerData(streams, replays=replays),
+                ChatCollator(processor, partial(nano_views, names=seen_by(model.config)),
+                             opening_share=opening_share, severity_weight=severity_weight),
                 folder/'words', max_steps=steps, warmup_steps=min(50, steps // 10), **settings)
-    save_nano_reasoner(model, processor, folder/'weights')
+    if int(os.environ.get('RANK', 0)) == 0: save_nano_reasoner(model, processor, folder/'weights')
 
 # %% ../nbs/08_finetune.ipynb #08-066
 def build_parser() -> argparse.ArgumentParser:
@@ -766,6 +799,9 @@ def build_parser() -> argparse.ArgumentParser:
                    help='words, with --start: a tower.pt that takes the place of the tower there')
     p.add_argument('--new-words', action='store_true',
                    help='words, with --start: learn the vocabulary anew and rehearse')
+    p.add_argument('--views', nargs='+', choices=('busy', 'quiet', *VIEWS), metavar='VIEW',
+                   help=f'words, with --start: what the reasoner sees from now on, of busy quiet '
+                        f'{" ".join(VIEWS)}; default: what it saw before')
     p.add_argument('--opening-share', type=float, default=0.,
                    help='words, lora: share of the batches that end after stage 3')
     p.add_argument('--severity-weight', type=float,
@@ -785,10 +821,9 @@ def build_parser() -> argparse.ArgumentParser:
                    help='lora: less memory, a third more time')
     p.add_argument('--tone-share', type=float, default=0.,
                    help='how often a clean photo gets other tones, so that being dark or pale is no damage')
-    p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead, for a GPU')
+    p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead')
     p.add_argument('--replays', type=int, default=1,
-                   help='tower: updates for each batch that is made, '
-                        'for a GPU that is faster than the workers')
+                   help='how often a pair that is made is learnt from, where learning is faster than making')
     p.add_argument('--device', default='cpu',
                    help='of the tower: cpu or cuda; words and lora take a GPU where there is one')
     p.add_argument('--threads', type=int)
@@ -825,13 +860,14 @@ def main(args:list[str]|None=None):
     if a.part == 'words':
         return train_words(
             a.out, streams, described, a.steps, a.rehearsal, a.batch, a.learning_rate, a.start, a.tower,
-            a.new_words, a.opening_share, a.severity_weight, a.whole, a.eyes_only, a.workers)
+            a.new_words, a.opening_share, a.severity_weight, a.whole, a.eyes_only, a.views, a.workers,
+            a.replays)
     if a.part == 'lora':
         reasoner = Reasoner.from_pretrained(a.base, quantize=a.quantize)
         teach(reasoner, streams, a.out, a.base, kinds, steps=a.steps, batch=a.batch, rank=a.rank,
               vision=a.vision, start=a.start, learning_rate=a.learning_rate, opening_share=a.opening_share,
-              severity_weight=a.severity_weight, gradient_checkpointing=a.gradient_checkpointing,
-              dataloader_num_workers=a.workers)
+              severity_weight=a.severity_weight, replays=a.replays,
+              gradient_checkpointing=a.gradient_checkpointing, dataloader_num_workers=a.workers)
         return
     held_out = ([PairStream(clean_photos(a.held_out), 320, seed=1)[i] for i in range(64)]
                 if a.held_out else None)

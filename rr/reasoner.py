@@ -20,7 +20,7 @@ import inspect, json, math, re, time, warnings
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from itertools import combinations, takewhile
 from pathlib import Path
@@ -35,7 +35,7 @@ from torch import Tensor
 from .core import asset, autocast, pick_device, to_tensor
 from .degrade import DEGRADATIONS, KINDS, Parameter
 from .diagnosis import CoTError, Diagnosis, Finding, Scene, parse_cot
-from .nano import load_nano_reasoner, nano_views, weights_mark
+from .nano import load_nano_reasoner, nano_views, seen_by, weights_mark
 
 # %% ../nbs/07_reasoner.ipynb #07-003
 class ReasonerError(RuntimeError):
@@ -901,9 +901,11 @@ def adapter_kinds(
 # %% ../nbs/07_reasoner.ipynb #07-101
 SURE = .7  # threshold of the nano reasoner: rather miss a weak kind than repair what is not broken
 
-def load_nano(name:str) -> tuple:  # model, in float32 and on the CPU, and processor
+def load_nano(name:str) -> tuple:  # model, in float32 and on the CPU, processor, and names of its views
     "The nano reasoner, from the package or a folder."
-    try: return load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
+    try:
+        model, processor = load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
+        return model, processor, seen_by(model.config)
     except Exception as e: raise ReasonerError(f'the nano reasoner cannot be loaded: {one_line(e)}') from e
 
 def check_mark(
@@ -940,7 +942,7 @@ def load_reasoner(
     small = is_nano(source := base or str(name))
     if small and (quantize or min_pixels or max_pixels):
         raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
-    if small: model, processor = load_nano(source)
+    if small: model, processor, names = load_nano(source)
     else: model, processor = load_qwen(source, device, dtype or torch.bfloat16, quantize)
     folder = reasoner_folder(name)
     if base and small:
@@ -948,7 +950,8 @@ def load_reasoner(
     elif base: fetch('adapter', str(folder), lambda f, **_: model.load_adapter(f), offline=True)
     if small:  # cast now, with its adapter added
         model = model.to(device, dtype or torch.float32)
-        return cls(model, processor, SHORT_PROMPT, nano_views, kinds=kinds, threshold=SURE)
+        views = partial(nano_views, names=names)
+        return cls(model, processor, SHORT_PROMPT, views, kinds=kinds, threshold=SURE)
     p = processor.image_processor
     p.size = {'shortest_edge': min_pixels or p.size['shortest_edge'],
               'longest_edge': max_pixels or min(p.size['longest_edge'], 2**20)}

@@ -12,6 +12,7 @@ from rr.data import PairStream, Recipe
 from rr.diagnosis import Diagnosis, Finding
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
+import measure_all
 import measure_chains
 import measure_grid
 import measure_learning
@@ -19,6 +20,36 @@ import measure_peers
 import measure_steps
 import record
 from kept import Kept
+
+
+def test_each_record_that_hangs_on_weights_has_a_command(tmp_path):
+    jobs = {j.record: j for j in measure_all.JOBS}
+    table = (measure_all.MEASURED/'README.md').read_text()
+    for name, job in jobs.items():
+        words = measure_all.words_of(job, Path('D'), tmp_path, [Path('L')])
+        assert (measure_all.MEASURED/f'{name}.jsonl').is_file() and f'| `{name}.jsonl` |' in table
+        assert str(tmp_path/f'{name}.jsonl') in ' '.join(words) and '{' not in ' '.join(words)
+        assert words[0] in ('-c', '-m') or Path(words[0]).is_file()
+        assert ('L' in words) == name.startswith('thresholds')
+    stale = lambda what: {n for n, j in jobs.items() if what in j.hangs_on.split()}
+    assert stale('adapter') == {'seven', 'places'} and 'dev_reasoner' not in stale('restorer') and stale('reasoner') == set(jobs) - {'noise_alone'}
+
+
+def test_measuring_all_goes_on_where_it_was(tmp_path):
+    job, tell = measure_all.Job('sizes', 'reasoner', 1, ()), tmp_path/'ran'
+    assert not measure_all.measure(job, ['-c', 'raise SystemExit(3)'], tmp_path, None)
+    assert (tmp_path/'sizes.part').is_file() and not (tmp_path/'sizes.txt').exists()
+    for _ in range(2):
+        assert measure_all.measure(job, ['-c', f'open({str(tell)!r}, "a").write("once"); print("so it is")'], tmp_path, None)
+    assert tell.read_text() == 'once' and (tmp_path/'sizes.txt').read_text() == 'so it is\n'
+
+
+def test_rows_of_other_weights_stay_where_they_were():
+    row = lambda who, said: dict(reasoner=who, said=said)
+    old = [row('before', 1), row('nano', 2), row('nano', 3), row('w8', 4)]
+    assert measure_all.merged(old, [row('nano', 5)]) == [row('before', 1), row('nano', 5), row('w8', 4)]
+    assert measure_all.merged(old, [row('new', 5)]) == old + [row('new', 5)]
+    assert measure_all.merged([dict(name='a')], [dict(name='b')]) == [dict(name='b')]
 
 
 @pytest.mark.parametrize('name', list(record.MADE))

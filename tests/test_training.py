@@ -1,5 +1,5 @@
 "The training loops learn, resume after a kill without losing a step, and mask what must not be learnt."
-import json, os, shutil, signal, subprocess, sys, time
+import itertools, json, os, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest
@@ -9,13 +9,13 @@ from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, ReasonerData, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, freeze_words, head_loss, run_trainer,
-    rehearse, sample_texts, see, severity_columns, stack_views, streams_of_sizes, weighted_loss)
+    rehearse, sample_texts, see, scored_tokens, severity_columns, stack_views, streams_of_sizes, train_words, weighted_loss)
 from rr.flow import learning_rate as flow_rate
 from rr.restorer import QwenRestorer, add_lora, tiny_qwen_pipeline
 from rr.flow import (EncodedPairs, FlowBatches, FlowTrainer, FlowTraining, LoraTrainer, LoraTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
     encode_pairs, velocity_loss, with_alarms, with_predictions, with_text)
 from rr.nano import (NanoRestorerNet, NanoTower, build_nano_reasoner, first_guesses, nano_image_processor, load_nano_reasoner, nano_processor, nano_reasoner_config,
-    nano_views, train_tokenizer)
+    nano_views, save_nano_reasoner, train_tokenizer)
 from rr.diagnosis import Scene
 
 PHOTOS = next(iter(bundled_photos().values())).parent
@@ -505,6 +505,47 @@ def test_eyes_learn_through_words_that_stay_as_they_are(processor, tmp_path):
                 warmup_steps=0, weight_decay=0.)
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert changed and all('visual' in k for k in changed) and any('visual.body' in k for k in changed)
+
+def test_replayed_pairs_come_about_as_often_as_asked_and_go_on_where_they_stopped():
+    stream = PairStream(clean_photos(PHOTOS), 48)
+    data = ReasonerData([stream], replays=3, kept=5)
+    seen = [p.seed for p in itertools.islice(data, 60)]
+    made = {stream[i].seed: i for i in range(20)}
+    assert set(seen) <= made.keys() and len(set(seen)) > 12
+    assert all(made[s] <= n // 3 for n, s in enumerate(seen)), 'a pair that was not made yet'
+    assert seen == [p.seed for p in itertools.islice(data, 60)] and next(iter(data)).clean is None
+    again = next(iter(ReasonerData([stream], start=30, replays=3, kept=5)))
+    assert again.seed == stream[10].seed and torch.equal(again.degraded, stream[10].degraded)
+    assert next(iter(ReasonerData([stream], start=30))).seed == stream[30].seed
+
+def test_scores_are_made_from_the_first_answer_on(processor, tmp_path):
+    model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
+    batch = ChatCollator(processor)([PairStream(clean_photos(PHOTOS), 224)[i] for i in range(2)])
+    labels, weights = batch.pop('labels'), batch.pop('loss_weights')
+    n = scored_tokens(labels)
+    assert n < labels.shape[1] and (labels[:, :-n + 1] == -100).all() and (labels[:, -n + 1] != -100).any()
+    with torch.no_grad(): whole, end = model(**batch).logits, model(**batch, logits_to_keep=n).logits
+    assert end.shape[1] == n
+    assert weighted_loss(end, labels[:, -n:], weights[:, -n:]).item() == pytest.approx(weighted_loss(whole, labels, weights).item(), rel=1e-5)
+    assert scored_tokens(torch.zeros(2, 5, dtype=torch.long)) == 5 and scored_tokens(torch.full((2, 5), -100)) == 5
+
+def test_words_can_learn_from_other_views(processor, tmp_path):
+    from rr.reasoner import Reasoner, ReasonerError
+    model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
+    save_nano_reasoner(model, processor, tmp_path/'base')
+    other = 'large-overview', 'busy', 'half'
+    photo = torch.nn.functional.interpolate(torch.rand(1, 3, 20, 25, generator=seeded(0)), (400, 500), mode='bilinear')[0]
+    train_words(tmp_path/'out', [PairStream(clean_photos(PHOTOS), 224)], [Scene()], 1, 0, 2, 1e-3, tmp_path/'base', eyes_only=True, views=other, replays=2)
+    before, after = (Reasoner.from_pretrained(tmp_path/f, device='cpu') for f in ('base', 'out/weights'))
+    assert all(map(torch.equal, before.views(photo), nano_views(photo))) and before.views(photo)[0].shape == (3, 96, 96)
+    seen = after.views(photo)
+    assert all(map(torch.equal, seen, nano_views(photo, other))) and [v.shape for v in seen] == 3 * [(3, 160, 160)]
+    middle = photo[:, 40:360, 90:410].unflatten(1, (160, 2)).unflatten(3, (160, 2)).mean((2, 4))
+    assert (seen[2] - middle).abs().max() < .02 < (seen[2] - seen[0]).abs().mean()
+    after.severity([photo])
+    note = tmp_path/'out/weights/config.json'
+    note.write_text(note.read_text().replace('"half"', '"back"'))
+    with pytest.raises(ReasonerError, match="asks for the view 'back'; there are busy, quiet, overview"): Reasoner.from_pretrained(tmp_path/'out/weights')
 
 def test_weighted_loss_is_cross_entropy_when_weights_are_one():
     g = seeded(0)
