@@ -9,6 +9,7 @@ import torch
 
 from rr.core import asset, bundled_photos, recorded
 from rr.data import PairStream, Recipe
+from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
@@ -18,6 +19,7 @@ import measure_grid
 import measure_learning
 import measure_peers
 import measure_steps
+import measure_views
 import record
 from kept import Kept
 
@@ -50,6 +52,17 @@ def test_rows_of_other_weights_stay_where_they_were():
     assert measure_all.merged(old, [row('nano', 5)]) == [row('before', 1), row('nano', 5), row('w8', 4)]
     assert measure_all.merged(old, [row('new', 5)]) == old + [row('new', 5)]
     assert measure_all.merged([dict(name='a')], [dict(name='b')]) == [dict(name='b')]
+
+
+def test_a_head_learns_from_the_view_that_knows(capsys):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 2, 12, generator=g)
+    y = x[:, 0, :4].sigmoid()  # only the first view knows anything
+    learn, test = (x[:500], y[:500]), (x[500:], y[500:])
+    knows, knows_not = (sum(measure_views.errors(learn, test, [v], 0)) / 4 for v in (0, 1))
+    assert knows < .6 * knows_not and measure_views.errors(learn, test, [0], 0) == measure_views.errors(learn, test, [0], 0)
+    measure_views.report([dict(views=['busy'], seed=s, error=dict.fromkeys(KINDS, 4. + 2 * s)) for s in range(2)])
+    assert '| busy | 5.00 | 5.00 | 5.00 | 5.00 | 5.00 | 1.41 |' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('name', list(record.MADE))
