@@ -52,6 +52,7 @@ JOBS = (
     Job('doubt_polyu', LOOP, 5, ('measure_benchmarks', '--pairs', *POLYU, '--in-doubt', '1')),
     Job('transfer', 'reasoner', 4, ('measure_transfer', *DEV, '--twins', 'fog', *SOTS[1:], '--twins', 'noise', *POLYU[1:])),
     Job('noise_alone', 'restorer denoiser', 8, ('measure_noise_alone', *DEV, '--every', '3')),
+    Job('thresholds_dev', 'reasoner', 4, ('measure_thresholds', *DEV)),
     Job('stored', 'reasoner', 3, ('measure_stored', *DEV, '--threads', '1')),
     Job('sizes', 'reasoner', 2, ('measure_sizes', *DEV, '--threads', '1')),
 )

@@ -32,7 +32,7 @@ def test_each_record_that_hangs_on_weights_has_a_command(tmp_path):
         assert (measure_all.MEASURED/f'{name}.jsonl').is_file() and f'| `{name}.jsonl` |' in table
         assert str(tmp_path/f'{name}.jsonl') in ' '.join(words) and '{' not in ' '.join(words)
         assert words[0] in ('-c', '-m') or Path(words[0]).is_file()
-        assert ('L' in words) == name.startswith('thresholds')
+        assert ('L' in words) == (name in ('thresholds', 'thresholds_restored'))
     stale = lambda what: {n for n, j in jobs.items() if what in j.hangs_on.split()}
     assert stale('adapter') == {'seven', 'places'} and 'dev_reasoner' not in stale('restorer') and stale('reasoner') == set(jobs) - {'noise_alone'}
 
