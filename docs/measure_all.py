@@ -1,13 +1,14 @@
 """Measure again what hangs on weights that changed: python docs/measure_all.py DATA OUT --changed reasoner --exclude not-clean.tsv
 
-Every record in docs/measured that a change of these weights makes stale is measured into the folder OUT, the longest first,
-one process of one thread on each core; a run that was stopped goes on where it was. Then `--merge` puts what is complete into
+The records in docs/measured that a change of these weights makes stale are measured into the folder OUT, the longest first,
+one process of one thread on each core; a run that was stopped goes on where it was. Left out are those whose table says that they
+were measured with earlier weights, and peers, which wants weights of others. Then `--merge` puts what is complete into
 docs/measured, where rows of weights that this package does not hold stay, and `python docs/record.py` what notebooks read of it
-into the package. DATA holds clean photos in dev/Kodak24 and dev/McMaster, those that were trained on in train/bsds and train/free,
-and the benchmarks in bench/CBSD68, bench/SOTS-indoor-10/hazy and clear, bench/Rain100H-30/rain and clean, and bench/PolyU-50/noisy
-and clean. Each record names its command in docs/measured/README.md."""
+into the package. DATA holds clean photos in dev/Kodak24 and dev/McMaster, those that were trained on in train/bsds and
+train/free, and the benchmarks in bench/CBSD68, bench/SOTS-indoor-10/hazy and clear, bench/Rain100H-30/rain and clean, and
+bench/PolyU-50/noisy and clean. Each record names its command in docs/measured/README.md."""
 
-import argparse, json, os, subprocess, sys, time
+import argparse, json, os, shlex, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -42,7 +43,7 @@ JOBS = (
     Job('dev_restorer', LOOP, 35, evaluation('restorer', f', conditions={SEVEN}')),
     Job('thresholds_restored', LOOP, 16, ('measure_thresholds', *TRAINED, '--every', '24', '--restore', '{exclude}')),
     Job('noise', 'reasoner denoiser', 12, ('measure_noise', *DEV, '--every', '3')),
-    Job('transfer_measured', 'reasoner', 12, ('measure_transfer', *DEV, '--measured')),
+    Job('transfer_measured', 'reasoner denoiser', 12, ('measure_transfer', *DEV, '--measured')),
     Job('doubt', LOOP, 11, ('measure_doubt', *DEV)),
     Job('seven', 'reasoner adapter', 10, ('measure_seven', *DEV, '--reasoners', 'nano', 'nano-seven', '--threads', '1')),
     Job('blur', LOOP, 8, ('measure_blur', *DEV)),
@@ -108,7 +109,7 @@ def main():
     jobs = sorted(jobs, key=lambda j: -j.minutes)
     if a.list:
         for job in jobs:
-            print('python', *words_of(job, a.data, a.out, a.exclude))
+            print('python', shlex.join(words_of(job, a.data, a.out, a.exclude)))
         return
     if a.merge:
         read = lambda path: [json.loads(line) for line in path.read_text().splitlines()]

@@ -15,10 +15,9 @@ from torch import nn
 from rr.data import TRAINING, clean_photos, read_exclusions
 from rr.degrade import KINDS
 from rr.finetune import normalised, streams_of_sizes
-from rr.nano import VIEWS, load_nano_reasoner, nano_views
+from rr.nano import VIEW_NAMES, load_nano_reasoner, nano_views
 from rr.severity import Table
 
-ALL = ('busy', 'quiet', *VIEWS)
 CHOICES = (
     ('overview', 'busy', 'quiet'),  # what ships
     ('overview', 'busy'),
@@ -35,7 +34,7 @@ HELD_OUT, EPOCHS, BATCH, RATE = 6, 60, 64, 1e-3  # every sixth photo is held out
 @torch.no_grad()
 def pooled(tower, photos: list[torch.Tensor]) -> torch.Tensor:
     "Mean, spread and largest of the tokens of each view of each photo: (N, views, 3 D)."
-    views = [nano_views(p, ALL) for p in photos]
+    views = [nano_views(p, VIEW_NAMES) for p in photos]
     each = []
     for column in zip(*views):
         tokens = tower.features(normalised(torch.stack(column)))
@@ -107,7 +106,7 @@ def main():
         learn = seen(tower, [f for f in photos if f not in set(held_out)], a.pairs, 0)
         test = seen(tower, held_out, a.pairs // 5, 1)
         for views, seed in todo:
-            error = errors(learn, test, [ALL.index(v) for v in views], seed)
+            error = errors(learn, test, [VIEW_NAMES.index(v) for v in views], seed)
             rows.add(dict(views=views, seed=seed, error={k: round(e, 3) for k, e in zip(KINDS, error)}))
     report(rows)
 

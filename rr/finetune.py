@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .core import atomic_path, autocast, processes, seeded, total
+from .core import rank as process_rank  # a rank is also a size of LoRA here
 from .data import (
     TRAINING, WEAK, Pair, PairStream, Recipe, Replay, clean_photos, load_captions, made_ahead,
     read_exclusions)
@@ -31,7 +32,7 @@ from .nano import (
     Gist, NanoTower, block_spectra, build_nano_reasoner, load_nano_reasoner, nano_processor,
     nano_reasoner_config)
 from .nano import (
-    VIEWS, nano_views, save_nano_reasoner, seen_by, tower_shape, train_tokenizer, weights_mark)
+    VIEW_NAMES, nano_views, save_nano_reasoner, seen_by, tower_shape, train_tokenizer, weights_mark)
 from .reasoner import (
     SHORT_PROMPT, Prompt, Reasoner, adapter_base, adapter_kinds, chat, check_mark, full_question, is_nano,
     load_nano, memory_needed, physical_order, pictures, reasoner_folder, unwrapped, with_adapter)
@@ -574,7 +575,7 @@ def teach(
     run_trainer(model, ReasonerData(streams, replays=replays), collator, folder,
                 max_steps=steps, per_device_train_batch_size=batch,
                 learning_rate=learning_rate, warmup_steps=max(1, steps // 20), **settings)
-    if int(os.environ.get('RANK', 0)) == 0: save_adapter(model, folder, base, kinds)
+    if not process_rank(): save_adapter(model, folder, base, kinds)
     return Reasoner(model, reasoner.processor, prompt, reasoner.make_views, reasoner.batch_size, kinds,
                     reasoner.threshold)
 
@@ -710,8 +711,9 @@ def rehearse(
              build_nano_reasoner(nano_reasoner_config(processor.tokenizer)))
     run_trainer(freeze_tower(model), Rehearsal(scenes), ChatCollator(processor, None, opening_weight=1.),
                 folder/'rehearsal', max_steps=steps, warmup_steps=min(100, steps // 10), **settings)
-    save_nano_reasoner(model, processor, folder/'rehearsed.part')
-    os.replace(folder/'rehearsed.part', folder/'rehearsed')  # whole or not at all
+    if not process_rank():
+        save_nano_reasoner(model, processor, folder/'rehearsed.part')
+        os.replace(folder/'rehearsed.part', folder/'rehearsed')  # whole or not at all
     return model, processor
 
 # %% ../nbs/08_finetune.ipynb #08-065
@@ -748,7 +750,7 @@ def train_words(
                 ChatCollator(processor, partial(nano_views, names=seen_by(model.config)),
                              opening_share=opening_share, severity_weight=severity_weight),
                 folder/'words', max_steps=steps, warmup_steps=min(50, steps // 10), **settings)
-    if int(os.environ.get('RANK', 0)) == 0: save_nano_reasoner(model, processor, folder/'weights')
+    if not process_rank(): save_nano_reasoner(model, processor, folder/'weights')
 
 # %% ../nbs/08_finetune.ipynb #08-066
 def build_parser() -> argparse.ArgumentParser:
@@ -799,9 +801,9 @@ def build_parser() -> argparse.ArgumentParser:
                    help='words, with --start: a tower.pt that takes the place of the tower there')
     p.add_argument('--new-words', action='store_true',
                    help='words, with --start: learn the vocabulary anew and rehearse')
-    p.add_argument('--views', nargs='+', choices=('busy', 'quiet', *VIEWS), metavar='VIEW',
-                   help=f'words, with --start: what the reasoner sees from now on, of busy quiet '
-                        f'{" ".join(VIEWS)}; default: what it saw before')
+    p.add_argument('--views', nargs='+', choices=VIEW_NAMES, metavar='VIEW',
+                   help=f'words, with --start: what the reasoner sees from now on, of '
+                        f'{" ".join(VIEW_NAMES)}; default: what it saw before')
     p.add_argument('--opening-share', type=float, default=0.,
                    help='words, lora: share of the batches that end after stage 3')
     p.add_argument('--severity-weight', type=float,

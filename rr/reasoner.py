@@ -901,11 +901,9 @@ def adapter_kinds(
 # %% ../nbs/07_reasoner.ipynb #07-101
 SURE = .7  # threshold of the nano reasoner: rather miss a weak kind than repair what is not broken
 
-def load_nano(name:str) -> tuple:  # model, in float32 and on the CPU, processor, and names of its views
+def load_nano(name:str) -> tuple:  # model, in float32 and on the CPU, and processor
     "The nano reasoner, from the package or a folder."
-    try:
-        model, processor = load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
-        return model, processor, seen_by(model.config)
+    try: return load_nano_reasoner(asset('nano-reasoner') if name == 'nano' else name)
     except Exception as e: raise ReasonerError(f'the nano reasoner cannot be loaded: {one_line(e)}') from e
 
 def check_mark(
@@ -942,7 +940,7 @@ def load_reasoner(
     small = is_nano(source := base or str(name))
     if small and (quantize or min_pixels or max_pixels):
         raise ReasonerError('quantize and the pixel budget are for the Qwen size, not for nano')
-    if small: model, processor, names = load_nano(source)
+    if small: model, processor = load_nano(source)
     else: model, processor = load_qwen(source, device, dtype or torch.bfloat16, quantize)
     folder = reasoner_folder(name)
     if base and small:
@@ -950,7 +948,7 @@ def load_reasoner(
     elif base: fetch('adapter', str(folder), lambda f, **_: model.load_adapter(f), offline=True)
     if small:  # cast now, with its adapter added
         model = model.to(device, dtype or torch.float32)
-        views = partial(nano_views, names=names)
+        views = partial(nano_views, names=seen_by(model.config))
         return cls(model, processor, SHORT_PROMPT, views, kinds=kinds, threshold=SURE)
     p = processor.image_processor
     p.size = {'shortest_edge': min_pixels or p.size['shortest_edge'],

@@ -9,7 +9,7 @@ from rr.data import PairStream, Recipe, clean_photos, made_ahead
 from rr.diagnosis import Diagnosis, Finding, diagnosis_vectors
 from rr.degrade import KINDS
 from rr.finetune import (ChatCollator, ReasonerData, Rehearsal, TowerJudge, TowerTrainer, TowerTraining, answer_start, change_eyes, column_kinds, freeze_words, head_loss, run_trainer,
-    rehearse, sample_texts, see, scored_tokens, severity_columns, stack_views, streams_of_sizes, train_words, weighted_loss)
+    rehearse, sample_texts, see, scored_tokens, severity_columns, stack_views, streams_of_sizes, weighted_loss)
 from rr.flow import learning_rate as flow_rate
 from rr.restorer import QwenRestorer, add_lora, tiny_qwen_pipeline
 from rr.flow import (EncodedPairs, FlowBatches, FlowTrainer, FlowTraining, LoraTrainer, LoraTraining, Predictions, WeightAverage, cut_again, fixed_length, flow_loss, make_batch,
@@ -530,12 +530,14 @@ def test_scores_are_made_from_the_first_answer_on(processor, tmp_path):
     assert scored_tokens(torch.zeros(2, 5, dtype=torch.long)) == 5 and scored_tokens(torch.full((2, 5), -100)) == 5
 
 def test_words_can_learn_from_other_views(processor, tmp_path):
+    import rr.finetune
     from rr.reasoner import Reasoner, ReasonerError
     model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
     save_nano_reasoner(model, processor, tmp_path/'base')
     other = 'large-overview', 'busy', 'half'
     photo = torch.nn.functional.interpolate(torch.rand(1, 3, 20, 25, generator=seeded(0)), (400, 500), mode='bilinear')[0]
-    train_words(tmp_path/'out', [PairStream(clean_photos(PHOTOS), 224)], [Scene()], 1, 0, 2, 1e-3, tmp_path/'base', eyes_only=True, views=other, replays=2)
+    rr.finetune.main([str(w) for w in ['words', PHOTOS, tmp_path/'out', '--start', tmp_path/'base', '--eyes-only', '--steps', 1, '--batch', 2, '--sizes', 224, '--replays', 2, '--views', *other]])
+    with pytest.raises(SystemExit): rr.finetune.main(['words', str(PHOTOS), str(tmp_path), '--views', 'back'])
     before, after = (Reasoner.from_pretrained(tmp_path/f, device='cpu') for f in ('base', 'out/weights'))
     assert all(map(torch.equal, before.views(photo), nano_views(photo))) and before.views(photo)[0].shape == (3, 96, 96)
     seen = after.views(photo)
