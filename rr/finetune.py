@@ -333,13 +333,21 @@ def loss_html(
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(pieces)}</div>'
 
 # %% ../nbs/08_finetune.ipynb #08-034
-def own_numbers(start:int):  # endless iterator of integers
-    "The numbers from `start` on; in a worker of a data loader, its own share of them."
+def own_numbers(
+    start:int,
+    block:int=1,  # numbers in a row that stay together
+):  # endless iterator of integers
+    """The numbers from `start` on that fall to this process, of those that `torchrun` or `accelerate launch`
+    started, and to this worker of a data loader: block after block, the shares take turns."""
     worker = torch.utils.data.get_worker_info()
-    return itertools.count(start + worker.id, worker.num_workers) if worker else itertools.count(start)
+    place, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    share = int(os.environ.get('RANK', 0)) * workers + place
+    shares = int(os.environ.get('WORLD_SIZE', 1)) * workers
+    for first in itertools.count(start + block * share, block * shares):
+        yield from range(first, first + block)
 
 class ReasonerData(torch.utils.data.IterableDataset):
-    """Pairs from several streams in turn, from example `start` on, one share for each process; the clean
+    """Pairs from several streams in turn, from example `start` on; each process makes its own. The clean
     photos are left out where pairs are replayed."""
     def __init__(self,
         streams:list[PairStream], start:int=0,
@@ -350,7 +358,7 @@ class ReasonerData(torch.utils.data.IterableDataset):
 
     def __iter__(self):
         memory = []
-        for i in own_numbers(self.start // self.replays):
+        for i in own_numbers(self.start // self.replays, len(self.streams)):
             pair, g = self.streams[i % len(self.streams)][i], seeded(i)
             if self.replays == 1:
                 yield pair
@@ -388,6 +396,7 @@ def scored_tokens(labels:Tensor) -> int:  # (B, T) -> 2 to T
 def reasoner_trainer(
     model,
     data:torch.utils.data.IterableDataset,  # `ReasonerData`, `Rehearsal`, or anything that yields pairs
+    # (in each process others: `own_numbers`)
     collator:ChatCollator,
     folder:Path|str,  # checkpoints and log.jsonl
     **settings,  # of `TrainingArguments`
@@ -396,6 +405,11 @@ def reasoner_trainer(
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class ReasonerTrainer(Trainer):
+        def get_train_dataloader(self):  # not shared out again: each process has its own pairs already
+            return torch.utils.data.DataLoader(
+                self.train_dataset, self._train_batch_size, collate_fn=self.data_collator,
+                num_workers=self.args.dataloader_num_workers, pin_memory=self.args.dataloader_pin_memory)
+
         def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
             labels, weights = inputs.pop('labels'), inputs.pop('loss_weights')
             scored = scored_tokens(labels)
@@ -414,8 +428,7 @@ def reasoner_trainer(
         warmup_steps=20, logging_steps=20, save_steps=200, save_total_limit=1, remove_unused_columns=False,
         report_to=[], disable_tqdm=True, max_grad_norm=1., weight_decay=.01, adam_beta2=.95,
         use_cpu=not torch.cuda.is_available(), dataloader_num_workers=0, dataloader_pin_memory=False,
-        ignore_data_skip=False, seed=0,
-        accelerator_config=dict(dispatch_batches=False, split_batches=False))
+        ignore_data_skip=False, seed=0)
     args = TrainingArguments(output_dir=str(folder), **(defaults | settings))
     Path(folder).mkdir(parents=True, exist_ok=True)
     return ReasonerTrainer(model, args, data_collator=collator, train_dataset=data, callbacks=[JSONLog()])
@@ -782,6 +795,8 @@ def build_parser() -> argparse.ArgumentParser:
                    help=f'how often a kind is weak: severity {WEAK[0]} to {WEAK[1]}')
     p.add_argument('--strong-share', type=float, default=0.,
                    help='how often noise is stronger than severity 100')
+    p.add_argument('--bright-share', type=float, default=0.,
+                   help='how often fog has an airlight up to 1')
     p.add_argument('--sizes', type=int, nargs='+', default=(224, 320),
                    help='sides of the square photos, pixels, the smallest first')
     p.add_argument('--mirrored', type=int, nargs='+', default=(),
@@ -852,7 +867,8 @@ def main(args:list[str]|None=None):
     recipe = replace(TRAINING, kinds=kinds, max_kinds=a.max_kinds, weights=a.weights and tuple(a.weights),
                      clean_share=a.clean_share, region_share=a.region_share, tone_share=a.tone_share,
                      stored_share=a.stored_share, weak_share=a.weak_share, camera_share=a.camera_share,
-                     strong_share=a.strong_share, counts=a.counts and tuple(a.counts))
+                     strong_share=a.strong_share, bright_share=a.bright_share,
+                     counts=a.counts and tuple(a.counts))
     streams = streams_of_sizes(photos, scenes, recipe, a.seed, tuple(a.sizes), tuple(a.mirrored))
     described = [scenes.get(f, Scene()) for f in photos]
     if a.part == 'rehearsal':

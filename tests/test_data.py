@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from rr.core import bundled_photos, read_photo
-from rr.data import (CAMERA_NOISE, STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, made_ahead, random_window,
-                     read_depth, read_exclusions, softened, synthesize)
+from rr.data import (BRIGHT, CAMERA_NOISE, STRONGEST, WEAK, Pair, PairStream, Recipe, Replay, as_stored, clean_photos, continued, demosaicked, crop_resize, depth_model, depth_statistics, evaluation_pairs, load_captions, made_ahead, make_pair, random_window,
+                     read_depth, read_exclusions, softened, stored_pair, synthesize)
 from rr.core import PhotoError, seeded, write_photo
 from rr.degrade import degrade, severity_table, strength, use_scale
 from rr.diagnosis import Diagnosis
@@ -279,6 +279,22 @@ def test_noise_beyond_the_scale_counts_as_a_hundred():
     assert end <= min(sigmas) < max(sigmas) <= STRONGEST * end + .1 and len(set(sigmas)) > 8
     rain = PairStream(stream.photos, 96, replace(recipe, kinds=('rain',)), seed=3)
     assert torch.equal(rain[0].degraded, PairStream(stream.photos, 96, Recipe(('rain',), max_kinds=1), seed=3)[0].degraded)
+
+def test_bright_fog_is_white_at_most_and_stays_so_in_a_file():
+    photos = list(bundled_photos().values())
+    recipe = Recipe(('fog', 'noise'), min_kinds=2, max_kinds=2, bright_share=1., stored_share=1.)
+    stream = PairStream(photos, 96, recipe, seed=3)
+    found = [stream[i].diagnosis.findings['fog'].parameters for i in range(12)]
+    airlights = [f['airlight'] for f in found]
+    assert BRIGHT[0] <= min(airlights) < max(airlights) <= BRIGHT[1] and len(set(airlights)) > 5
+    assert all(f['airlight'] * (1 + abs(f['warmth'])) <= 1.01 for f in found)  # both are rounded
+    plain = PairStream(photos, 96, replace(recipe, bright_share=0.), seed=3)
+    assert all(plain[i].diagnosis.severity('fog') == stream[i].diagnosis.severity('fog') for i in range(6))
+    clean, g = torch.full((3, 96, 96), .2), seeded(1)  # in a stored photo, too, the noise lies on fog as bright as it says
+    severities, parameters = {'fog': 80, 'noise': 5}, {'fog': {'airlight': 1., 'warmth': 0.}}
+    pair = make_pair(clean, severities, 4, parameters=parameters)
+    stored = stored_pair(pair, severities, None, {}, g, mosaic_share=1., parameters=parameters)
+    assert stored.degraded.mean() == pytest.approx(float(pair.degraded.mean()), abs=.01)
 
 def test_noise_is_as_strong_without_colour():
     grey = torch.full((3, 128, 128), .5)

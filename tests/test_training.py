@@ -518,6 +518,27 @@ def test_replayed_pairs_come_about_as_often_as_asked_and_go_on_where_they_stoppe
     assert again.seed == stream[10].seed and torch.equal(again.degraded, stream[10].degraded)
     assert next(iter(ReasonerData([stream], start=30))).seed == stream[30].seed
 
+class Counted(PairStream):
+    "A stream that notes which pairs it makes."
+    def __getitem__(self, i):
+        self.made = getattr(self, 'made', []) + [i]
+        return super().__getitem__(i)
+
+def test_each_process_makes_its_own_pairs_only_and_of_every_size(monkeypatch):
+    photos = clean_photos(PHOTOS)
+    monkeypatch.setenv('WORLD_SIZE', '3')
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv('RANK', str(rank))
+        streams = [Counted(photos, size) for size in (32, 48, 64)]
+        sides = [p.degraded.shape[-1] for p in itertools.islice(ReasonerData(streams, start=5), 6)]
+        assert sorted(sides) == [32, 32, 48, 48, 64, 64]
+        shares.append({i for s in streams for i in s.made})
+    assert set.union(*shares) == set(range(5, 23)) and sum(map(len, shares)) == 18
+    monkeypatch.setenv('RANK', '1')  # two workers share what falls to a process
+    loader = torch.utils.data.DataLoader(Rehearsal([Scene()], start=1), 2, collate_fn=lambda pairs: [p.seed for p in pairs], num_workers=2)
+    assert sorted(itertools.chain(*itertools.islice(loader, 4))) == [3, 4, 9, 10, 15, 16, 21, 22]
+
 def test_scores_are_made_from_the_first_answer_on(processor, tmp_path):
     model = build_nano_reasoner(nano_reasoner_config(processor.tokenizer, hidden_size=32, layers=1, heads=2, key_value_heads=1))
     batch = ChatCollator(processor)([PairStream(clean_photos(PHOTOS), 224)[i] for i in range(2)])
