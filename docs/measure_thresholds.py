@@ -17,7 +17,7 @@ from rr.evaluate import CONDITIONS, condition_pair, evaluation_photos
 from rr.pipeline import ReasonRestore
 
 SEVEN = ('mixed', 'all kinds', 'fog', 'rain', 'blur', 'noise 25', 'clean')
-GRID = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+GRID = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 WEAK = 15  # severity below which a kind need not be seen
 CAP = 45  # dB; closer to the original than this no eye can tell
 
