@@ -341,6 +341,7 @@ def own_numbers(
     started, and to this worker of a data loader: block after block, the shares take turns."""
     worker = torch.utils.data.get_worker_info()
     place, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+    # from the environment, for a worker that is not forked knows no process group
     share = int(os.environ.get('RANK', 0)) * workers + place
     shares = int(os.environ.get('WORLD_SIZE', 1)) * workers
     for first in itertools.count(start + block * share, block * shares):
