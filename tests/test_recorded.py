@@ -13,6 +13,7 @@ from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
+import mean_weights
 import measure_all
 import measure_chains
 import measure_grid
@@ -196,3 +197,19 @@ def test_the_mean_is_what_a_tower_has_to_beat():
 def test_seeds_are_summed_up_by_mean_and_range():
     rows = [dict(arm='a', photos=4, parameters=9, step=5, seed=s, error=dict(fog=4. + s, rain=2., blur=2., noise=0.)) for s in (0, 2)]
     assert measure_learning.means(rows) == [dict(arm='a', photos=4, parameters=9, step=5, fog=5., rain=2., blur=2., noise=0., together=2.25, lowest=2., highest=2.5)]
+
+
+def test_the_mean_of_weights_keeps_type_and_files(tmp_path, monkeypatch):
+    from safetensors.torch import load_file, save_file
+    for name, value in (('a', 1.), ('b', 2.), ('c', 4.5)):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'config.json').write_text(name)
+        save_file({'w': torch.full((2, 3), value, dtype=torch.half)}, tmp_path/name/'model.safetensors')
+    mean = lambda *words: (monkeypatch.setattr(sys, 'argv', ['mean_weights', *map(str, words)]), mean_weights.main())
+    mean(*(tmp_path/n for n in 'abc'), '--out', tmp_path/'out')
+    w = load_file(tmp_path/'out/model.safetensors')['w']
+    assert w.dtype == torch.half and w.tolist() == [[2.5] * 3] * 2
+    assert (tmp_path/'out/config.json').read_text() == 'c'
+    save_file({'v': torch.zeros(2, 3)}, tmp_path/'b/model.safetensors')
+    with pytest.raises(ValueError, match='different networks'): mean(tmp_path/'a', tmp_path/'b', '--out', tmp_path/'not')
+    assert not (tmp_path/'not').exists()
