@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from rr.core import atomic_path
+
 
 def mean(tables: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     "Tensor by tensor; ValueError when the networks differ."
@@ -25,8 +27,9 @@ def main():
     p.add_argument('--out', type=Path, required=True, help='new folder')
     a = p.parse_args()
     weights = mean([load_file(folder / 'model.safetensors') for folder in a.folders])
-    shutil.copytree(a.folders[-1], a.out)
-    save_file(weights, a.out / 'model.safetensors', metadata={'format': 'pt'})
+    shutil.copytree(a.folders[-1], a.out, ignore=shutil.ignore_patterns('model.safetensors'))
+    with atomic_path(a.out / 'model.safetensors') as path:
+        save_file(weights, path, metadata={'format': 'pt'})
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
+import compare_restored
 import mean_weights
 import measure_all
 import measure_chains
@@ -213,3 +214,18 @@ def test_the_mean_of_weights_keeps_type_and_files(tmp_path, monkeypatch):
     save_file({'v': torch.zeros(2, 3)}, tmp_path/'b/model.safetensors')
     with pytest.raises(ValueError, match='different networks'): mean(tmp_path/'a', tmp_path/'b', '--out', tmp_path/'not')
     assert not (tmp_path/'not').exists()
+
+
+def test_restored_photos_are_compared_with_themselves():
+    def row(condition, name, gain, photo='a', without=20., section='restorer'):
+        out = None if gain is None else without + gain
+        return dict(section=section, condition=condition, name=name, seed=1, photo=photo, psnr=dict(input=without, predicted=out, true=without + 9))
+    old = [row('fog', f'{n}.png', 1.) for n in range(4)] + [row('rain', '0.png', 5.), row('clean', '0.png', None), row('clean', '1.png', 23.)]
+    new = [row('fog', f'{n}.png', 1. + n) for n in range(1, 4)] + [row('clean', '0.png', 1.), row('fog', '0.png', 0., section='speed')]
+    rows = compare_restored.compared(*map(compare_restored.by_photo, (old, new)))
+    assert [(r['condition'], r['told'], r['photos'], r['before'], r['after']) for r in rows] == [('fog', 'predicted', 3, 1., 3.), ('fog', 'true', 3, 9., 9.)]
+    assert rows[0]['difference'].startswith('2.00 [1.') and rows[1]['difference'] == '0.00 [0.00, 0.00]'
+    assert compare_restored.clean(compare_restored.by_photo(old)) == dict(photos=2, untouched=1, lowest='43.0')
+    assert compare_restored.clean(compare_restored.by_photo(old, ['1.png'])) == dict(photos=1, untouched=1, lowest='')
+    other = compare_restored.by_photo([row('fog', '1.png', 1., photo='b')])
+    with pytest.raises(ValueError, match='not the same damage'): compare_restored.compared(compare_restored.by_photo(old), other)
