@@ -34,7 +34,8 @@ def compared(old: dict, new: dict) -> Table:
         keys = [k for k in both if k[0] == condition]
         for method in ('predicted', 'true'):
             a, b = (gains([rows[k] for k in keys], method) for rows in (old, new))
-            table.append(dict(condition=condition, told=method, photos=len(keys), before=round(a.mean(), 2), after=round(b.mean(), 2), difference=with_interval(b - a, np.mean, 2)))
+            means = dict(before=round(a.mean(), 2), after=round(b.mean(), 2))
+            table.append(dict(condition=condition, told=method, photos=len(keys)) | means | dict(difference=with_interval(b - a, np.mean, 2)))
     return table
 
 
@@ -53,7 +54,7 @@ def main():
     a = p.parse_args()
     old, new = by_photo(Kept(a.before), a.without), by_photo([r for path in a.after for r in Kept(path)], a.without)
     print(compared(old, new))
-    print(Table([dict(which=w) | clean(rows) for w, rows in (('before', old), ('after', new))], caption='clean photos, dB'))
+    print(Table([dict(which='before') | clean(old), dict(which='after') | clean(new)], caption='clean photos, dB'))
 
 
 if __name__ == '__main__':
