@@ -37,7 +37,7 @@ from .degrade import (
     kind_generator, severity_of, severity_table, to_linear)
 from .diagnosis import Diagnosis, parse_cot
 from .nano import BOLD, row_median, wiener
-from .reasoner import expected as expected_value, for_kinds, spread
+from .reasoner import WHOLE, expected as expected_value, for_kinds, spread
 from .restorer import NanoRestorer
 from .severity import Table, center_crop
 
@@ -853,6 +853,8 @@ class Evaluation:
                     **{name: value for name, value in chosen.items() if value is not None}))
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
+        looks = getattr(p.reasoner, 'looks', WHOLE)
+        if looks != WHOLE: own['looks'] = looks
         return _digest(dict(seed=self.seed, scale=severity_table(), condition=condition, models=models,
                             tried=tried, reasoner=_options(p.reasoner, _OF_REASONER), **own))
 

@@ -591,7 +591,7 @@ def teach(
                 learning_rate=learning_rate, warmup_steps=max(1, steps // 20), **settings)
     if not process_rank(): save_adapter(model, folder, base, kinds)
     return Reasoner(model, reasoner.processor, prompt, reasoner.make_views, reasoner.batch_size, kinds,
-                    reasoner.threshold)
+                    reasoner.threshold, reasoner.looks)
 
 # %% ../nbs/08_finetune.ipynb #08-052
 def save_memory(model):

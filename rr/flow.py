@@ -860,6 +860,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument('--patch', type=int, default=96, help='their side, a multiple of 16')
     p.add_argument('--tone-share', type=float, default=0.,
                    help='how often a clean photo gets other tones first')
+    p.add_argument('--clean-share', type=float, default=.08, help='how often a photo stays clean')
     p.add_argument('--bright-share', type=float, default=0.,
                    help='how often fog has an airlight up to 1')
     p.add_argument('--workers', type=int, default=0, help='processes that make batches ahead, for a GPU')
@@ -904,7 +905,7 @@ def main(args:list[str]|None=None):
     if a.predicted or a.restorer: photos = [p for p in photos if short_side(p) >= a.size]
     if not photos: p.error(f'no photo has {a.size} pixels on its short side')
     if a.denoiser: return train_denoiser(a, photos)
-    recipe = Recipe(max_kinds=a.max_kinds, clean_share=.08, weights=a.weights and tuple(a.weights),
+    recipe = Recipe(max_kinds=a.max_kinds, clean_share=a.clean_share, weights=a.weights and tuple(a.weights),
                     tone_share=a.tone_share, bright_share=a.bright_share)
     stream = PairStream(photos, a.size, recipe, seed=a.seed,
                         scenes=load_captions(a.captions) if a.captions else None)

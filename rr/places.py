@@ -7,6 +7,7 @@ __all__ = ['GRID', 'SHARE', 'LEAST', 'WEAK', 'SHAPES', 'CLEARER', 'FULL', 'parts
            'place_templates', 'place_of', 'with_places']
 
 # %% ../nbs/15_places.ipynb #15-002
+from copy import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from .core import to_tensor
 from .degrade import REGIONS, region_mask
 from .diagnosis import Diagnosis, Finding
-from .reasoner import expected
+from .reasoner import WHOLE, expected
 
 # %% ../nbs/15_places.ipynb #15-006
 GRID, SHARE, LEAST = 4, .4, 160  # parts along a side; side of a part, of the photo's and at least, pixels
@@ -49,8 +50,9 @@ def severity_map(
     image,  # one photo: anything that `to_tensor` takes
     grid:int=GRID,  # parts along a side
 ) -> SeverityMap:
-    "The reasoner asked about every part of a photo; takes as long as grid * grid photos."
-    image = to_tensor(image)
+    "The reasoner asked about every part of a photo, in one look each; takes as long as grid * grid looks."
+    image, reasoner = to_tensor(image), copy(reasoner)
+    reasoner.looks = WHOLE
     parts = [image[:, rows, columns] for rows, columns in parts_of(*image.shape[-2:], grid)]
     found = [reasoner.measure(inputs) for inputs in reasoner.batches(parts)]
     severity, present = (torch.cat(x).T.unflatten(1, (grid, grid))

@@ -22,7 +22,7 @@ from rr.evaluate import (CLASSICAL, CONDITIONS, STATISTICS, Evaluation, RecordLo
 from rr.nano import NanoRestorerNet
 from rr.pipeline import ReasonRestore
 from rr.places import with_places
-from rr.reasoner import SHORT_PROMPT, Reply, read_reply
+from rr.reasoner import SHORT_PROMPT, WHOLE, Reply, corner_looks, read_reply
 from rr.restorer import NanoRestorer, Restorer
 from rr.severity import center_crop
 
@@ -344,7 +344,7 @@ SHOWN = tuple((torch.full((3, 64, 64), v), 'none') for v in (0., .5))
     ('reasoner', 'prompt', SHORT_PROMPT, replace(SHORT_PROMPT, question='What is wrong?')),
     ('reasoner', 'prompt', replace(SHORT_PROMPT, examples=SHOWN[:1]), replace(SHORT_PROMPT, examples=SHOWN[1:])),
     ('reasoner', 'processor', *(SimpleNamespace(image_processor=SimpleNamespace(size=dict(longest_edge=n))) for n in (2**20, 2**18))),
-    ('reasoner', 'threshold', .5, .7), ('restorer', 'tile', 1024, 512), ('restorer', 'overlap', 128, 64),
+    ('reasoner', 'threshold', .5, .7), ('reasoner', 'looks', WHOLE, corner_looks()), ('restorer', 'tile', 1024, 512), ('restorer', 'overlap', 128, 64),
     ('policy', 'true_cfg_scale', 4., 1.), ('policy', 'negative_prompt', ' ', None),
     ('policy', 'latents', SimpleNamespace(pixels=2**20), SimpleNamespace(pixels=2**18)),
     ('pipeline', 'max_new_tokens', 512, 256), ('pipeline', 'in_doubt', .05, .1),

@@ -1,5 +1,6 @@
 "Where damage is: maps of severities, names of places, and a restorer that keeps to them."
 import json
+from copy import copy
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from rr.degrade import PAPER_KINDS, REGIONS, Region, degrade, region_mask
 from rr.diagnosis import Diagnosis, Finding, parse_cot
 from rr.pipeline import ReasonRestore, measurement
 from rr.places import parts_of, place_of, place_templates, severity_map, with_places
+from rr.reasoner import corner_looks
 from rr.restorer import by_place
 
 
@@ -74,6 +76,9 @@ def test_a_map_has_the_severities_of_its_parts(nano, photo):
     rows, columns = parts_of(*photo.shape[-2:], 2)[3]
     torch.testing.assert_close(found.severity[:, 1, 1], nano.reasoner.severity(photo[:, rows, columns])[0], atol=0.05, rtol=1e-3)
     torch.testing.assert_close(found['noise'], found.severity[found.kinds.index('noise')])
+    several = copy(nano.reasoner)
+    several.looks = corner_looks()
+    assert severity_map(several, photo, grid=2).severity.equal(found.severity), 'a part is looked at once'
     half = torch.tensor([[80., 0.], [80., 0.]]).expand_as(found.severity)
     placed = with_places(nano.reasoner, photo, Diagnosis(), replace(found, severity=half, present=half / 80))
     assert placed.regions == dict.fromkeys(PAPER_KINDS, 'left half'), 'a map that is given is not made again'

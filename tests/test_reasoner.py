@@ -3,6 +3,7 @@ import math
 import re
 import warnings
 from contextlib import nullcontext
+from copy import copy
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from rr.degrade import DEGRADATIONS, KINDS, degrade, severity_of, strength
 from rr.diagnosis import Diagnosis, parse_cot
 from rr.finetune import teach
 from rr.nano import nano_views
-from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, Branches, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
-                         digit_tokens, expected, hang_severity, measure, median, memory_needed, model_inputs, most_probable,
-                         padded, prefix_tree, quantile_digit, qwen_config, severities_given, severity_and_on, severity_with_gradient, sign_twins,
+from rr.reasoner import (EXAMPLE, FULL_PROMPT, SHORT_PROMPT, WHOLE, Branches, Guide, MedianDigits, Opening, Reasoner, ReasonerError, chat,
+                         corner_looks, digit_tokens, expected, hang_severity, measure, median, memory_needed, model_inputs, most_probable,
+                         padded, part_of, prefix_tree, quantile_digit, qwen_config, severities_given, severity_and_on, severity_with_gradient, sign_twins,
                          shared_end, subset_probabilities, tree_distribution, within_budget)
 from tiny_qwen import qwen_tokenizer, tiny_model, tiny_processor
 
@@ -665,10 +666,63 @@ def test_nano_in_half_the_memory(nano, exact):
 
 def test_photos_are_read_batch_by_batch(nano, monkeypatch, tmp_path):
     read = []
-    monkeypatch.setattr(rr.reasoner, 'to_tensor', lambda path: read.append(path) or noise(64, 64))
+    given = lambda found: found if torch.is_tensor(found) else read.append(found) or noise(64, 64)
+    monkeypatch.setattr(rr.reasoner, 'to_tensor', given)
     reasoner = Reasoner(nano.model, nano.processor, nano.prompt, nano.make_views, batch_size=2)
     batches = reasoner.batches([f'{i}.png' for i in range(5)])
     assert [next(batches) and len(read) for _ in range(3)] == [2, 4, 5] and next(batches, None) is None
+
+
+def looking(reasoner, looks):
+    "The same reasoner, with other looks."
+    other = copy(reasoner)
+    other.looks = looks
+    return other
+
+
+def test_looks_take_in_corners_and_middle():
+    photo = torch.arange(90.).view(1, 9, 10).expand(3, -1, -1)
+    first, *_, last, middle = (part_of(photo, look) for look in corner_looks(.5))
+    assert first[0, 0, 0] == 0 and last[0, -1, -1] == 89 and part_of(photo, WHOLE[0]).equal(photo)
+    assert first.shape == (3, 4, 5) and middle[0, 0, 0] == 22
+    assert all(part_of(torch.zeros(3, 1, 1), look).shape == (3, 1, 1) for look in corner_looks(.5))
+
+
+@pytest.mark.parametrize('looks', [(), [(0, 0, 0, 1)], [(0, 0, 1, 1.5)], [(.5, 0, .2, 1)], [(-.1, 0, 1, 1)]])
+def test_strange_looks_are_refused(nano, looks):
+    with pytest.raises(ValueError, match='look'):
+        Reasoner(nano.model, nano.processor, nano.prompt, nano.make_views, looks=looks)
+
+
+def test_several_looks_measure_their_mean(nano):
+    photos, several = [noise(90, 130), noise(120, 100, seed=1)], looking(nano, corner_looks())
+    distribution, present = several.severity_distribution(photos), several.presence(photos)
+    for photo, d, p in zip(photos, distribution, present):
+        parts = [part_of(photo, look) for look in corner_looks()]
+        assert torch.allclose(d, nano.severity_distribution(parts).mean(0), atol=1e-5)
+        assert torch.allclose(p, nano.presence(parts).mean(0), atol=1e-5)
+    with_gradient = severity_with_gradient(several, photos[0][None])
+    assert torch.allclose(with_gradient.detach(), several.severity(photos[0]), atol=1e-3)
+
+
+def test_several_looks_write_one_text(nano):
+    photos = [degrade(noise(120, 130, seed=s), {'fog': 70, 'noise': 30 * s}, seed=s).image for s in range(2)]
+    once, again = nano.reply(photos), looking(nano, WHOLE * 3).reply(photos)
+    for a, b in zip(once, again, strict=True):  # three times the same look
+        assert a.text == b.text and torch.tensor(a.probabilities).allclose(torch.tensor(b.probabilities), atol=1e-3)
+    several = looking(nano, corner_looks())
+    together = several.reply(photos)
+    for photo, r in zip(photos, together, strict=True):
+        alone, = several.reply(photo)
+        assert r.text == alone.text and not r.error and len(r.tokens) == len(r.probabilities)
+
+
+def test_the_mean_of_the_looks_decides():
+    sure, two_others = torch.tensor([.98, .02, 0.]), torch.tensor([.3, .7, 0.])
+    scores = torch.stack([sure, two_others, two_others]).log().repeat(2, 1) + 5
+    mean = rr.reasoner.together(scores, 3)
+    assert mean.exp().allclose(torch.stack([sure, two_others, two_others]).mean(0).expand(2, -1), atol=1e-6)
+    assert rr.reasoner.together(scores, 1) is scores and mean.argmax(-1).tolist() == [0, 0]
 
 
 def test_a_reply_knows_when_each_token_came():
