@@ -686,6 +686,7 @@ def test_looks_take_in_corners_and_middle():
     assert first[0, 0, 0] == 0 and last[0, -1, -1] == 89 and part_of(photo, WHOLE[0]).equal(photo)
     assert first.shape == (3, 4, 5) and middle[0, 0, 0] == 22
     assert all(part_of(torch.zeros(3, 1, 1), look).shape == (3, 1, 1) for look in corner_looks(.5))
+    assert part_of(torch.zeros(3, 4, 4), (.9, .9, 1, 1)).shape == (3, 1, 1)
 
 
 @pytest.mark.parametrize('looks', [(), [(0, 0, 0, 1)], [(0, 0, 1, 1.5)], [(.5, 0, .2, 1)], [(-.1, 0, 1, 1)]])
@@ -717,12 +718,14 @@ def test_several_looks_write_one_text(nano):
         assert r.text == alone.text and not r.error and len(r.tokens) == len(r.probabilities)
 
 
-def test_the_mean_of_the_looks_decides():
-    sure, two_others = torch.tensor([.98, .02, 0.]), torch.tensor([.3, .7, 0.])
-    scores = torch.stack([sure, two_others, two_others]).log().repeat(2, 1) + 5
-    mean = rr.reasoner.together(scores, 3)
-    assert mean.exp().allclose(torch.stack([sure, two_others, two_others]).mean(0).expand(2, -1), atol=1e-6)
-    assert rr.reasoner.together(scores, 1) is scores and mean.argmax(-1).tolist() == [0, 0]
+def test_the_mean_of_the_looks_decides(tiny):
+    one, sure = torch.tensor([.3, .7, 0.]), torch.tensor([.98, .02, 0.])
+    scores, ids = torch.stack([one, sure, one]).log().repeat(2, 1) + 5, torch.zeros(6, 1, dtype=torch.long)
+    mean = torch.stack([one, sure, one]).mean(0).expand(2, -1)
+    assert rr.reasoner.together(scores, 3).exp().allclose(mean, atol=1e-6) and rr.reasoner.together(scores, 1) is scores
+    guide = Guide(None, tiny.tokenizer, looks=3)
+    assert guide(ids, scores).argmax(-1).tolist() == [0] * 6, 'all looks at a photo write the same token'
+    assert guide.probabilities[0].allclose(mean[:, 0], atol=1e-6)
 
 
 def test_a_reply_knows_when_each_token_came():
