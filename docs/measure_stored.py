@@ -13,7 +13,7 @@ from kept import Kept
 from rr.core import luma
 from rr.data import EVALUATION, PairStream, clean_photos, demosaicked
 from rr.degrade import DEGRADATIONS, PAPER_KINDS, degrade
-from rr.reasoner import Reasoner
+from rr.reasoner import WHOLE, Reasoner, corner_looks
 from rr.severity import Table
 
 SIZE, PRESENT = 320, 15
@@ -79,6 +79,7 @@ def arguments(about: str) -> argparse.ArgumentParser:
     p.add_argument('--label', help='what the records call it; default: its name')
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--threads', type=int)
+    p.add_argument('--looks', type=float, nargs='?', const=2 / 3, metavar='SHARE', help='look at the corners and the middle, two thirds of either side or this share; default: once, at the whole')
     return p
 
 
@@ -86,7 +87,7 @@ def reader(a: argparse.Namespace):  # image -> severities of `PAPER_KINDS`
     "The reasoner that was asked for, as a function."
     if a.threads:
         torch.set_num_threads(a.threads)
-    reasoner = Reasoner.from_pretrained(a.reasoner)
+    reasoner = Reasoner.from_pretrained(a.reasoner, looks=corner_looks(a.looks) if a.looks else WHOLE)
     columns = [list(reasoner.kinds).index(k) for k in PAPER_KINDS]
     return lambda image: [round(float(s), 2) for s in reasoner.severity([image])[0][columns]]
 

@@ -854,7 +854,7 @@ class Evaluation:
         models = {'reasoner': self.marks['reasoner']} if section == 'reasoner' else self.marks
         tried = installed(condition.classical) if section == 'restorer' else ()
         looks = getattr(p.reasoner, 'looks', WHOLE)
-        if looks != WHOLE: own['looks'] = looks
+        if looks != WHOLE: own['looks'] = looks  # records from before there were looks are of one
         return _digest(dict(seed=self.seed, scale=severity_table(), condition=condition, models=models,
                             tried=tried, reasoner=_options(p.reasoner, _OF_REASONER), **own))
 

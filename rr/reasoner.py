@@ -146,15 +146,15 @@ def corner_looks(
     share:float = 2 / 3,  # of either side of the photo, above 0 and up to 1
 ) -> tuple[tuple[float, float, float, float], ...]:  # five looks, each as in `WHOLE`
     "The four corners of a photo and its middle."
-    rest = 1 - share
-    places = (0., 0.), (0., rest), (rest, 0.), (rest, rest), (rest / 2, rest / 2)
-    return tuple((top, left, top + share, left + share) for top, left in places)
+    first, last, middle = (0., share), (1 - share, 1.), ((1 - share) / 2, (1 + share) / 2)
+    spans = (first, first), (first, last), (last, first), (last, last), (middle, middle)
+    return check_looks((top, left, bottom, right) for (top, bottom), (left, right) in spans)
 
 def check_looks(looks) -> tuple[tuple[float, float, float, float], ...]:
-    "The looks as a tuple; `ValueError` for one that takes in nothing or leaves the photo."
+    "The looks as a tuple; `ValueError` for none, and for one that takes in nothing or leaves the photo."
     looks = tuple(map(tuple, looks))
     for top, left, bottom, right in looks:
-        if not (0 <= top < bottom <= 1 + 1e-6 and 0 <= left < right <= 1 + 1e-6):
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1):
             raise ValueError(f'got a look at {(top, left, bottom, right)}; expected top, left, bottom, right '
                              'as shares of the sides, from 0 to 1')
     if not looks: raise ValueError('got no look: WHOLE is one at the whole photo')

@@ -13,7 +13,7 @@ from rr.degrade import KINDS
 from rr.diagnosis import Diagnosis, Finding
 
 sys.path.insert(0, str(Path(__file__).parents[1]/'docs'))
-import compare_restored
+import compare_records
 import mean_weights
 import measure_all
 import measure_chains
@@ -222,10 +222,13 @@ def test_restored_photos_are_compared_with_themselves():
         return dict(section=section, condition=condition, name=name, seed=1, photo=photo, psnr=dict(input=without, predicted=out, true=without + 9))
     old = [row('fog', f'{n}.png', 1.) for n in range(4)] + [row('rain', '0.png', 5.), row('clean', '0.png', None), row('clean', '1.png', 23.)]
     new = [row('fog', f'{n}.png', 1. + n) for n in range(1, 4)] + [row('clean', '0.png', 1.), row('fog', '0.png', 0., section='speed')]
-    rows = compare_restored.compared(*map(compare_restored.by_photo, (old, new)))
-    assert [(r['condition'], r['told'], r['photos'], r['before'], r['after']) for r in rows] == [('fog', 'predicted', 3, 1., 3.), ('fog', 'true', 3, 9., 9.)]
+    rows = compare_records.compared(*map(compare_records.by_photo, (old, new)))
+    assert [(r['condition'], r['method'], r['photos'], r['before'], r['after']) for r in rows] == [('fog', 'predicted', 3, 1., 3.), ('fog', 'true', 3, 9., 9.)]
     assert rows[0]['difference'].startswith('2.00 [1.') and rows[1]['difference'] == '0.00 [0.00, 0.00]'
-    assert compare_restored.clean(compare_restored.by_photo(old)) == dict(photos=2, untouched=1, lowest='43.0')
-    assert compare_restored.clean(compare_restored.by_photo(old, ['1.png'])) == dict(photos=1, untouched=1, lowest='')
-    other = compare_restored.by_photo([row('fog', '1.png', 1., photo='b')])
-    with pytest.raises(ValueError, match='not the same damage'): compare_restored.compared(compare_restored.by_photo(old), other)
+    assert compare_records.clean(compare_records.by_photo(old)) == dict(photos=2, untouched=1, lowest='43.0')
+    assert compare_records.clean(compare_records.by_photo(old, ['1.png'])) == dict(photos=1, untouched=1, lowest='')
+    said = lambda fog: [dict(section='reasoner', condition='fog', name='0.png', seed=1, photo='a', true=dict(fog=50., rain=0.), written=dict(fog=fog, rain=4.), expected=dict(fog=50., rain=0.))]
+    read = compare_records.compared(*(compare_records.by_photo(said(fog), (), 'reasoner') for fog in (40., 52.)), 'reasoner')
+    assert [(r['method'], r['before'], r['after']) for r in read] == [('written', 7., 3.), ('expected', 0., 0.)]
+    other = compare_records.by_photo([row('fog', '1.png', 1., photo='b')])
+    with pytest.raises(ValueError, match='not the same damage'): compare_records.compared(compare_records.by_photo(old), other)
